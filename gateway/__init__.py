@@ -1,0 +1,3 @@
+"""The HTTP side and the packs."""
+
+__version__ = "0.1.0"

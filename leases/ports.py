@@ -1,0 +1,88 @@
+"""What the lease machinery needs from outside: a blob store and a clock.
+
+A store must have `BlobStore`'s members. The others are found by looking for the method, so a
+host's own backend may leave them out: without `list` there is no reconcile and no owner marker,
+without `delete_many` deletions go one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+
+class DeleteOutcome(StrEnum):
+    """What a deletion found; stores that cannot tell always say `DELETED`."""
+
+    DELETED = "deleted"
+    ALREADY_GONE = "already_gone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobInfo:
+    """One blob as a listing or a head request shows it."""
+
+    key: str
+    size_bytes: int
+    modified_at: datetime
+
+
+class BlobStore(Protocol):
+    """The required part of a storage backend.
+
+    `get` reads `[start, stop)` and raises `BlobMissing` where it can tell; `delete` of an absent
+    key succeeds; `presign_get` answers a URL that is dead `expires_in` seconds after the current
+    whole second. Any other exception counts as the store's failure.
+    """
+
+    @property
+    def supports_presign(self) -> bool: ...
+
+    async def put(self, key: str, data: bytes | AsyncIterator[bytes]) -> None: ...
+
+    async def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes: ...
+
+    async def delete(self, key: str) -> DeleteOutcome | None: ...
+
+    async def presign_get(self, key: str, *, expires_in: int) -> str: ...
+
+
+@runtime_checkable
+class DeletesMany(Protocol):
+    """Deletes a batch; the answer holds an outcome or the exception for every key."""
+
+    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, DeleteOutcome | Exception]: ...
+
+
+@runtime_checkable
+class ListsBlobs(Protocol):
+    """Lists every blob whose key starts with `prefix`, in no promised order."""
+
+    def list(self, prefix: str) -> AsyncIterator[BlobInfo]: ...
+
+
+@runtime_checkable
+class HeadsBlobs(Protocol):
+    """Looks at one blob without reading it; None where there is none."""
+
+    async def head(self, key: str) -> BlobInfo | None: ...
+
+
+@runtime_checkable
+class AbortsUploads(Protocol):
+    """Aborts unfinished uploads under a key; answers how many there were."""
+
+    async def abort_uploads(self, key: str) -> int: ...
+
+
+class Clock(Protocol):
+    """The process's clocks: hints about when to look again, never a reason to delete."""
+
+    def now(self) -> datetime: ...
+
+    def monotonic(self) -> float: ...
+
+    async def sleep(self, seconds: float) -> None: ...
