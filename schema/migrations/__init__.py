@@ -1,0 +1,1 @@
+"""The migrations: expand, deploy, contract. Each works with the code before and after it."""
