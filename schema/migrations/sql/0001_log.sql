@@ -1,5 +1,12 @@
 -- The event log: one head row, one append function, partitions, and the lease projection's fold.
+-- The hash takes texts as they are stored, so the database's encoding must be UTF-8.
 -- :schema is replaced by the quoted name of the schema that the migration runs in.
+
+DO $$ BEGIN
+    IF current_setting('server_encoding') <> 'UTF8' THEN
+        RAISE EXCEPTION 'the database must be created with ENCODING UTF8';
+    END IF;
+END $$;
 
 CREATE FUNCTION event_partition_size() RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT 10000000';
 
@@ -38,13 +45,8 @@ INSERT INTO event_head (id, log_id, position, hash, recorded_at)
 SELECT 1, log_id, 0, sha256(uuid_send(log_id)), clock_timestamp()
 FROM (SELECT gen_random_uuid() AS log_id) AS new;
 
--- A field of the hashed form: its length as four bytes, then its bytes; NULL is the length -1.
-CREATE FUNCTION hash_field(field bytea) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
-    'SELECT COALESCE(int4send(octet_length(field)) || field, int4send(-1))';
-CREATE FUNCTION hash_field(field text) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
-    'SELECT COALESCE(int4send(octet_length(field)) || convert_to(field, ''UTF8''), int4send(-1))';
-
--- The chain as a window aggregate: the first value is the previous hash itself.
+-- The chain as a window aggregate: the first value is the previous hash itself. What is hashed of an
+-- event is each field's length as four bytes and then its bytes; NULL is the length -1.
 CREATE FUNCTION hash_chain_next(previous bytea, fields bytea) RETURNS bytea
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$ BEGIN RETURN sha256(previous || fields); END $$;
 CREATE AGGREGATE hash_chain(bytea) (SFUNC = hash_chain_next, STYPE = bytea);
@@ -63,10 +65,13 @@ CREATE FUNCTION append_events(
     schema_versions smallint[], datas text[], actors text[], request_ids text[],
     not_afters timestamptz[], claims text[])
 RETURNS TABLE (verdict text, event_position bigint, event_version int, event_recorded_at timestamptz)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = :schema, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = :schema, pg_temp
+-- Planning the statement below costs more than running it.
+SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 DECLARE
     head event_head%ROWTYPE;
     moment timestamptz;
+    moment_field bytea;
     size bigint := event_partition_size();
     highest bigint;
     accepted_count int;
@@ -81,6 +86,8 @@ BEGIN
         ORDER BY l.mpack_id FOR UPDATE;
     END IF;
     moment := greatest(clock_timestamp(), head.recorded_at);
+    moment_field := textsend(((extract(epoch FROM moment) * 1000000)::bigint)::text);
+    moment_field := int4send(octet_length(moment_field)) || moment_field;
     -- Half a partition ahead, so that no append ever waits for one.
     highest := head.position + cardinality(streams) + size / 2;
     IF highest / size > (head.position + size / 2) / size THEN
@@ -113,19 +120,27 @@ BEGIN
         FROM judged AS j
     ), accepted AS (
         SELECT s.*, head.position + row_number() OVER (ORDER BY s.ord) AS position,
-               sha256(convert_to(s.data, 'UTF8')) AS data_sha,
+               sha256(textsend(s.data)) AS data_sha,
                CASE WHEN s.stream LIKE 'lease/%' THEN substr(s.stream, 7) END AS mpack_id,
                CASE WHEN s.stream LIKE 'lease/%' THEN s.data::jsonb END AS fact
         FROM settled AS s WHERE s.final_verdict = 'ok'
     ), chained AS (
         SELECT c.ord, hash_chain(c.fields) OVER (ORDER BY c.ord) AS hash
         FROM (SELECT 0 AS ord, head.hash AS fields UNION ALL
-              SELECT a.ord, hash_field(a.position::text) || hash_field(uuid_send(a.event_id))
-                  || hash_field(a.stream) || hash_field(a.version::text) || hash_field(a.type)
-                  || hash_field(a.schema_version::text) || hash_field(a.data_sha)
-                  || hash_field(a.actor) || hash_field(a.request_id)
-                  || hash_field(((extract(epoch FROM moment) * 1000000)::bigint)::text)
-              FROM accepted AS a) AS c
+              SELECT a.ord, int4send(octet_length(t.position)) || textsend(t.position)
+                  || int4send(16) || uuid_send(a.event_id)
+                  || int4send(octet_length(a.stream)) || textsend(a.stream)
+                  || int4send(octet_length(t.version)) || textsend(t.version)
+                  || int4send(octet_length(a.type)) || textsend(a.type)
+                  || int4send(octet_length(t.schema_version)) || textsend(t.schema_version)
+                  || int4send(32) || a.data_sha
+                  || int4send(octet_length(a.actor)) || textsend(a.actor)
+                  || COALESCE(int4send(octet_length(a.request_id)) || textsend(a.request_id),
+                              int4send(-1))
+                  || moment_field
+              FROM accepted AS a,
+                   LATERAL (SELECT a.position::text AS position, a.version::text AS version,
+                                   a.schema_version::text AS schema_version) AS t) AS c
     ), inserted AS (
         INSERT INTO events (position, event_id, stream, version, type, schema_version, data,
                             data_sha, actor, request_id, recorded_at, hash)

@@ -1,0 +1,1 @@
+"""Leases on blobs that must go in time."""

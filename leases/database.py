@@ -1,0 +1,117 @@
+"""A pool of our own on somebody's engine, and what a driver's error means.
+
+Hot statements go to asyncpg itself as autocommit statements; the rest goes through SQLAlchemy's
+`engine`. Nothing here holds one connection while it asks for another, so that a pool of a single
+connection is enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from leases.errors import DatabaseUnavailable
+
+# DESIGN 5: on every connection that may append, so that nobody sits on the head of the log.
+_SESSION_SETTINGS = (
+    "SET lock_timeout = '2s'; SET idle_in_transaction_session_timeout = '2s'; SET TimeZone = 'UTC'"
+)
+# A statement of ours takes milliseconds; a database silent for this long counts as gone.
+STATEMENT_SECONDS_MAX = 30.0
+
+_OUTAGES: tuple[type[BaseException], ...] = (
+    OSError,
+    TimeoutError,
+    PoolTimeout,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.exceptions.OperatorInterventionError,
+    asyncpg.exceptions.InsufficientResourcesError,
+    asyncpg.exceptions.LockNotAvailableError,
+    asyncpg.exceptions.DeadlockDetectedError,
+    asyncpg.exceptions.SerializationError,
+    asyncpg.exceptions.ReadOnlySQLTransactionError,
+    asyncpg.exceptions.IdleInTransactionSessionTimeoutError,
+    asyncpg.exceptions.InvalidAuthorizationSpecificationError,
+    asyncpg.exceptions.InvalidCatalogNameError,
+)
+
+
+def translate(error: BaseException) -> DatabaseUnavailable | None:
+    """What a driver's error means to a caller; None where it is a bug of ours."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, _OUTAGES):
+            return DatabaseUnavailable(cause=type(seen).__name__)
+        seen = seen.orig if isinstance(seen, DBAPIError) else seen.__cause__
+    return None
+
+
+def _settle_session(connection: Any, _entry: ConnectionPoolEntry) -> None:
+    connection.run_async(lambda driver: driver.execute(_SESSION_SETTINGS))
+
+
+class Database:
+    """Our own connections to the database that `engine` points at.
+
+    Errors: DatabaseUnavailable when it does not answer; other driver errors are bugs and pass.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        # A recreated pool shares the host's connect arguments and none of its connections.
+        pool = engine.sync_engine.pool.recreate()
+        event.listen(pool, "connect", _settle_session)
+        self.engine = create_async_engine(engine.url, pool=pool)
+
+    def another(self) -> Database:
+        """A second pool, for a connection that is held for long."""
+        return Database(self.engine)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.engine.dispose()
+
+    @asynccontextmanager
+    async def driver(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+        """The bare asyncpg connection, autocommit; a broken one does not go back to the pool."""
+        try:
+            async with self.engine.connect() as connection:
+                raw = await connection.get_raw_connection()
+                driver = raw.driver_connection
+                assert driver is not None
+                try:
+                    yield driver
+                except BaseException:
+                    # An interrupted statement leaves the session in an unknown state.
+                    if driver.is_closed() or driver.is_in_transaction():
+                        await connection.invalidate()
+                    raise
+        except Exception as error:
+            if (failure := translate(error)) is not None:
+                raise failure from error
+            raise
+
+    async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
+        """All rows of one autocommit statement."""
+        async with self.driver() as driver, asyncio.timeout(STATEMENT_SECONDS_MAX):
+            return await driver.fetch(sql, *args)
+
+    async def fetchrow(self, sql: str, *args: Any) -> asyncpg.Record | None:
+        """The first row of one autocommit statement."""
+        rows = await self.fetch(sql, *args)
+        return rows[0] if rows else None
+
+    async def execute(self, sql: str, *args: Any) -> int:
+        """Run one autocommit statement; answers how many rows it touched."""
+        async with self.driver() as driver, asyncio.timeout(STATEMENT_SECONDS_MAX):
+            status = await driver.execute(sql, *args)
+        return int(status.rpartition(" ")[2]) if status[-1:].isdigit() else 0

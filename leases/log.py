@@ -1,0 +1,344 @@
+"""The event log: append (joined with everybody else's), and read.
+
+One task a process joins what callers want to append into one call of the database's function, as
+often as the last call has come back: no timer, no waiting for company. A call is one transaction,
+so the cost of a commit is shared by all that waited for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NoReturn
+from uuid import UUID
+
+import asyncpg
+import structlog
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from leases.chain import StoredEvent
+from leases.codec import JSON, SCHEMA_VERSION, dump
+from leases.database import Database, translate
+from leases.errors import ClaimHeld, DatabaseUnavailable, DeadlinePassed, VersionConflict
+from leases.ids import new_event_id
+from leases.ports import Clock
+
+# The greatest call; above it a call takes longer than its commit and only delays the others.
+EVENTS_PER_CALL_MAX = 1000
+# So many may wait for their turn; more means that the database does not keep up.
+EVENTS_WAITING_MAX = 50_000
+# Pauses before a call is sent again; event ids make that safe.
+_RETRY_PAUSES_SECONDS = (0.05, 0.2, 0.5)
+
+_COLUMNS = (
+    "position, event_id, stream, version, type, schema_version, data, data_sha, actor, request_id,"
+    " recorded_at, hash"
+)
+_PARAMETERS = (
+    ("groups", "int[]"),
+    ("streams", "text[]"),
+    ("expected", "int[]"),
+    ("event_ids", "uuid[]"),
+    ("types", "text[]"),
+    ("schema_versions", "smallint[]"),
+    ("datas", "text[]"),
+    ("actors", "text[]"),
+    ("request_ids", "text[]"),
+    ("not_afters", "timestamptz[]"),
+    ("claims", "text[]"),
+)
+_APPEND = (
+    "SELECT verdict, event_position, event_version, event_recorded_at FROM append_events("
+    + ", ".join(f"${place}" for place in range(1, len(_PARAMETERS) + 1))
+    + ")"
+)
+_APPEND_BOUND = text(
+    "SELECT verdict, event_position, event_version, event_recorded_at FROM append_events("
+    + ", ".join(f"CAST(:{name} AS {kind})" for name, kind in _PARAMETERS)
+    + ")"
+)
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEvent:
+    """A fact to be appended.
+
+    `expected_version` is the stream's version before it (0: a new stream; None: whatever it is).
+    `not_after`, `no_claim` and `claim_token` are guards, checked under the head lock.
+    """
+
+    stream: str
+    type: str
+    data: Mapping[str, JSON]
+    expected_version: int | None
+    actor: str
+    request_id: str | None = None
+    not_after: datetime | None = None
+    no_claim: bool = False
+    claim_token: UUID | None = None
+    event_id: UUID = field(default_factory=new_event_id)
+
+    @property
+    def claim(self) -> str | None:
+        """The claim guard as the database's function takes it."""
+        if self.claim_token is not None:
+            return str(self.claim_token)
+        return "none" if self.no_claim else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """Where an event stands now."""
+
+    position: int
+    version: int
+    recorded_at: datetime
+
+
+@dataclass(slots=True)
+class _Group:
+    events: Sequence[NewEvent]
+    done: asyncio.Future[Sequence[Recorded]]
+
+
+def stored(row: asyncpg.Record) -> StoredEvent:
+    """A row of `events` as a value."""
+    return StoredEvent(**dict(row))
+
+
+def _arguments(groups: Iterable[Sequence[NewEvent]]) -> list[list[Any]]:
+    rows = [
+        (
+            number,
+            event.stream,
+            event.expected_version,
+            event.event_id,
+            event.type,
+            SCHEMA_VERSION,
+            dump(event.data),
+            event.actor,
+            event.request_id,
+            event.not_after,
+            event.claim,
+        )
+        for number, events in enumerate(groups)
+        for event in events
+    ]
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _refuse(verdicts: Iterable[str], events: Sequence[NewEvent]) -> NoReturn:
+    verdict, event = next(
+        (verdict, event)
+        for verdict, event in zip(verdicts, events, strict=True)
+        if verdict not in ("ok", "repeat", "group")
+    )
+    kind = {"version": VersionConflict, "deadline": DeadlinePassed, "claim": ClaimHeld}[verdict]
+    raise kind(stream=event.stream, type=event.type, expected_version=event.expected_version)
+
+
+class EventLog:
+    """The one log of a gateway.
+
+    `run()` must be running for `append` to make progress; the owner's task group holds it.
+    """
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._waiting: deque[_Group] = deque()
+        self._waiting_events = 0
+        self._wake = asyncio.Event()
+
+    async def append(self, events: Sequence[NewEvent]) -> Sequence[Recorded]:
+        """Append all of them or none, in one transaction with whatever else is waiting.
+
+        Errors: VersionConflict, DeadlinePassed, ClaimHeld; DatabaseUnavailable, after which they
+        may or may not stand in the log.
+        """
+        assert 0 < len(events) <= EVENTS_PER_CALL_MAX
+        assert len({event.stream for event in events}) == len(events), "one event per stream"
+        if self._waiting_events + len(events) > EVENTS_WAITING_MAX:
+            raise DatabaseUnavailable("Too many events wait for the database; try again shortly.")
+        group = _Group(events, asyncio.get_running_loop().create_future())
+        self._waiting.append(group)
+        self._waiting_events += len(events)
+        self._wake.set()
+        return await group.done
+
+    async def append_each(
+        self, events: Sequence[NewEvent]
+    ) -> list[Sequence[Recorded] | BaseException]:
+        """Append each for itself: losers are answered with their exception, the rest stand."""
+        return await asyncio.gather(
+            *(self.append([event]) for event in events), return_exceptions=True
+        )
+
+    async def append_in(
+        self, connection: AsyncConnection, events: Sequence[NewEvent]
+    ) -> Sequence[Recorded]:
+        """Append as the last statement of the caller's own transaction."""
+        names = [name for name, _kind in _PARAMETERS]
+        arguments = dict(zip(names, _arguments([events]), strict=True))
+        rows = (await connection.execute(_APPEND_BOUND, arguments)).all()
+        if any(row.verdict != "ok" for row in rows):
+            _refuse((row.verdict for row in rows), events)
+        return [
+            Recorded(
+                position=row.event_position,
+                version=row.event_version,
+                recorded_at=row.event_recorded_at,
+            )
+            for row in rows
+        ]
+
+    async def run(self) -> None:
+        """Join and append, for as long as the process lives."""
+        try:
+            while True:
+                await self._wake.wait()
+                batch = self._take()
+                if batch:
+                    await self._flush(batch)
+                else:
+                    self._wake.clear()
+        finally:
+            for group in self._waiting:
+                group.done.cancel()
+
+    def _take(self) -> list[_Group]:
+        """The next call's groups: in order, at most one event of a stream among them."""
+        batch: list[_Group] = []
+        later: list[_Group] = []
+        streams: set[str] = set()
+        count = 0
+        while self._waiting and count < EVENTS_PER_CALL_MAX:
+            group = self._waiting.popleft()
+            if group.done.cancelled():
+                self._waiting_events -= len(group.events)
+                continue
+            mine = {event.stream for event in group.events}
+            fits = count + len(group.events) <= EVENTS_PER_CALL_MAX
+            if fits and streams.isdisjoint(mine):
+                batch.append(group)
+                count += len(group.events)
+            else:
+                later.append(group)
+            # A stream that has to wait keeps its order: its later groups wait behind it.
+            streams |= mine
+            if not fits:
+                break
+        self._waiting.extendleft(reversed(later))
+        self._waiting_events -= count
+        return batch
+
+    async def _flush(self, batch: list[_Group]) -> None:
+        try:
+            rows = await self._call([group.events for group in batch])
+        except asyncio.CancelledError:
+            for group in batch:
+                group.done.cancel()
+            raise
+        except DatabaseUnavailable as failure:
+            for group in batch:
+                _fail(group, failure)
+            return
+        except Exception as error:  # noqa: BLE001  a bug in one caller's event is that caller's
+            if len(batch) == 1:
+                _fail(batch[0], error)
+                return
+            for group in batch:
+                await self._flush([group])
+            return
+        start = 0
+        for group in batch:
+            own = rows[start : start + len(group.events)]
+            start += len(group.events)
+            await self._settle(group, own)
+
+    async def _call(self, groups: Sequence[Sequence[NewEvent]]) -> list[asyncpg.Record]:
+        arguments = _arguments(groups)
+        for pause in _RETRY_PAUSES_SECONDS:
+            try:
+                return await self._database.fetch(_APPEND, *arguments)
+            except DatabaseUnavailable as failure:
+                _log.warning("append_retried", **failure.fields)
+                await self._clock.sleep(pause)
+        return await self._database.fetch(_APPEND, *arguments)
+
+    async def _settle(self, group: _Group, rows: Sequence[asyncpg.Record]) -> None:
+        if group.done.done():
+            return
+        verdicts = [row["verdict"] for row in rows]
+        try:
+            if not {"ok", "repeat"}.issuperset(verdicts):
+                _refuse(verdicts, group.events)
+            group.done.set_result(
+                [
+                    await self._place(event) if row["verdict"] == "repeat" else _recorded(row)
+                    for event, row in zip(group.events, rows, strict=True)
+                ]
+            )
+        except Exception as error:  # noqa: BLE001  it belongs to whoever waits for this group
+            _fail(group, error)
+
+    async def _place(self, event: NewEvent) -> Recorded:
+        """Where an event stands that an earlier, unanswered call appended."""
+        assert event.expected_version is not None
+        row = await self._database.fetchrow(
+            "SELECT position AS event_position, version AS event_version,"
+            " recorded_at AS event_recorded_at FROM events WHERE stream = $1 AND version = $2",
+            event.stream,
+            event.expected_version + 1,
+        )
+        assert row is not None
+        return _recorded(row)
+
+    async def head(self) -> asyncpg.Record:
+        """The head row: log_id, position, hash, recorded_at; and the database's `now`."""
+        row = await self._database.fetchrow(
+            "SELECT log_id, position, hash, recorded_at, clock_timestamp() AS now FROM event_head"
+        )
+        assert row is not None, "the migrations put the head row there"
+        return row
+
+    async def read(self, *, after: int, limit: int) -> list[StoredEvent]:
+        """The feed: up to `limit` events with a position above `after`, in order, gapless."""
+        rows = await self._database.fetch(
+            f"SELECT {_COLUMNS} FROM events WHERE position > $1 ORDER BY position LIMIT $2",  # noqa: S608  constants
+            after,
+            limit,
+        )
+        return [stored(row) for row in rows]
+
+    async def read_stream(
+        self, stream: str, *, after_version: int = 0, limit: int = 1000
+    ) -> list[StoredEvent]:
+        """One stream's events with a version above `after_version`, in order."""
+        rows = await self._database.fetch(
+            f"SELECT {_COLUMNS} FROM events WHERE stream = $1 AND version > $2"  # noqa: S608  constants
+            " ORDER BY version LIMIT $3",
+            stream,
+            after_version,
+            limit,
+        )
+        return [stored(row) for row in rows]
+
+
+def _recorded(row: asyncpg.Record) -> Recorded:
+    return Recorded(
+        position=row["event_position"],
+        version=row["event_version"],
+        recorded_at=row["event_recorded_at"],
+    )
+
+
+def _fail(group: _Group, error: BaseException) -> None:
+    if not group.done.done():
+        group.done.set_exception(translate(error) or error)
