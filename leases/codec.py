@@ -21,9 +21,7 @@ SCHEMA_VERSION = 1
 JSON = str | int | float | bool | None | list["JSON"] | Mapping[str, "JSON"]
 
 _BY_TYPE: dict[str, type[Any]] = {kind.type: kind for kind in get_args(Event)}
-_HINTS: dict[str, dict[str, Any]] = {
-    name: get_type_hints(kind) for name, kind in _BY_TYPE.items()
-}
+_HINTS: dict[str, dict[str, Any]] = {name: get_type_hints(kind) for name, kind in _BY_TYPE.items()}
 
 
 def dump(data: Mapping[str, Any]) -> str:
@@ -67,6 +65,10 @@ def decode(type_: str, schema_version: int, data: str) -> Event:
     known = {field.name for field in fields(kind)}
     hints = _HINTS[type_]
     event: Event = kind(
-        **{name: _decode_value(hints[name], value) for name, value in stored.items() if name in known}
+        **{
+            name: _decode_value(hints[name], value)
+            for name, value in stored.items()
+            if name in known
+        }
     )
     return event

@@ -56,6 +56,12 @@ def translate(error: BaseException) -> DatabaseUnavailable | None:
     return None
 
 
+def rows_touched(status: str) -> int:
+    """How many rows a statement touched, from its command tag such as `UPDATE 3`."""
+    count = status.rpartition(" ")[2]
+    return int(count) if count.isdigit() else 0
+
+
 def _settle_session(connection: Any, _entry: ConnectionPoolEntry) -> None:
     connection.run_async(lambda driver: driver.execute(_SESSION_SETTINGS))
 
@@ -114,4 +120,4 @@ class Database:
         """Run one autocommit statement; answers how many rows it touched."""
         async with self.driver() as driver, asyncio.timeout(STATEMENT_SECONDS_MAX):
             status = await driver.execute(sql, *args)
-        return int(status.rpartition(" ")[2]) if status[-1:].isdigit() else 0
+        return rows_touched(status)

@@ -192,7 +192,7 @@ def _failure(lease: Lease, command: RecordFailure, now: datetime) -> tuple[Event
         raise InvalidRequest("This lease is not due yet.", mpack_id=lease.mpack_id)
     if command.attempts >= command.stuck_after_attempts and not lease.stuck:
         return (LeaseStuck(error=command.error, attempts=command.attempts),)
-    if command.attempts == 1:
+    if not command.noted_before:
         return (LeaseCleanupFailed(error=command.error),)
     return ()
 

@@ -210,7 +210,7 @@ class EventLog:
                     self._wake.clear()
         finally:
             for group in self._waiting:
-                group.done.cancel()
+                _fail(group, DatabaseUnavailable("The gateway is stopping; try again shortly."))
 
     def _take(self) -> list[_Group]:
         """The next call's groups: in order, at most one event of a stream among them."""
@@ -311,7 +311,7 @@ class EventLog:
     async def read(self, *, after: int, limit: int) -> list[StoredEvent]:
         """The feed: up to `limit` events with a position above `after`, in order, gapless."""
         rows = await self._database.fetch(
-            f"SELECT {_COLUMNS} FROM events WHERE position > $1 ORDER BY position LIMIT $2",  # noqa: S608  constants
+            f"SELECT {_COLUMNS} FROM events WHERE position > $1 ORDER BY position LIMIT $2",
             after,
             limit,
         )
@@ -322,7 +322,7 @@ class EventLog:
     ) -> list[StoredEvent]:
         """One stream's events with a version above `after_version`, in order."""
         rows = await self._database.fetch(
-            f"SELECT {_COLUMNS} FROM events WHERE stream = $1 AND version > $2"  # noqa: S608  constants
+            f"SELECT {_COLUMNS} FROM events WHERE stream = $1 AND version > $2"
             " ORDER BY version LIMIT $3",
             stream,
             after_version,

@@ -138,10 +138,14 @@ class RecordReclaim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordFailure:
-    """A deletion failed for a reason that is the lease's own, for the `attempts`-th time."""
+    """A deletion failed for a reason that is the lease's own, for the `attempts`-th time.
+
+    `noted_before` says that the log holds a `lease.cleanup_failed` of this lease already.
+    """
 
     error: str
     attempts: int
+    noted_before: bool
     stuck_after_attempts: int
 
 

@@ -1,0 +1,167 @@
+"""When to look: one APScheduler job, set to the table's earliest due time.
+
+The table is the queue; this only decides when a worker looks at it. One date job in a memory
+store, whatever the number of leases; own activations arm it at once, everybody's are found by a
+look-ahead query twice a second. The job only wakes the workers. Losing it, or a wall clock that
+jumps (APScheduler compares wall time), delays a cleanup to the next look-ahead; the look-ahead
+itself runs on the monotonic clock and wakes the workers directly for whatever is overdue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import structlog
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.date import DateTrigger
+
+from leases.database import Database
+from leases.database_clock import DatabaseClock
+from leases.errors import Failure
+from leases.instance import LIVE_INSTANCES
+from leases.policy import LeasePolicy
+from leases.ports import Clock
+from leases.reaper import DUE
+
+NEXT_DUE = (
+    f"SELECT {DUE} AS due FROM mpack_leases WHERE state <> 'reclaimed' ORDER BY {DUE} LIMIT 1"
+)
+_LOOK = f"""
+SELECT clock_timestamp() AS now, ({NEXT_DUE}) AS due, live.names AS live,
+       EXISTS (SELECT FROM mpack_leases WHERE claimed_by LIKE 'live.%'
+               AND claimed_by <> ALL (live.names)) AS dead_claims
+FROM (SELECT {LIVE_INSTANCES} AS names) AS live
+"""
+_FREE_DEAD_CLAIMS = f"""
+UPDATE mpack_leases SET claimed_by = NULL, claimed_until = NULL, claim_token = NULL
+WHERE claimed_by LIKE 'live.%' AND claimed_by <> ALL ({LIVE_INSTANCES})
+"""
+
+# A fire that found nothing comes back no sooner than this, or it would spin.
+_REARM_SECONDS_MIN = 0.005
+# Own deadlines kept in memory; beyond these a lease is found by the look-ahead like anybody's.
+_OWN_DEADLINES_MAX = 100_000
+_JOB_ID = "reap"
+
+_log = structlog.get_logger(__name__)
+
+
+class Alarm:
+    """Wakes the workers when something is due.
+
+    `run()` is the look-ahead; `arm()` tells of a lease that this process has just granted.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        policy: LeasePolicy,
+        clock: Clock,
+        wake: Callable[[], None],
+        database_clock: DatabaseClock,
+    ) -> None:
+        self._database = database
+        self._policy = policy
+        self._clock = clock
+        self._wake = wake
+        self._database_clock = database_clock
+        self._scheduler = AsyncIOScheduler(timezone="UTC")
+        self._armed_at: float | None = None
+        self._own: list[float] = []
+        self._look_soon = asyncio.Event()
+
+    def arm(self, delete_at: datetime) -> None:
+        """This process granted or moved a lease that is due at this time of the database."""
+        if not self._policy.alarm_enabled:
+            return
+        deadline = self._database_clock.monotonic_at(delete_at)
+        if len(self._own) < _OWN_DEADLINES_MAX:
+            heapq.heappush(self._own, deadline)
+        self._arm_at(deadline)
+
+    def look_soon(self) -> None:
+        """Look ahead now rather than at the next turn."""
+        self._look_soon.set()
+
+    def _arm_at(self, deadline: float) -> None:
+        if self._armed_at is not None and deadline >= self._armed_at - 0.001:
+            return
+        self._armed_at = deadline
+        delay = max(0.0, deadline - self._clock.monotonic())
+        self._scheduler.add_job(
+            self._fire,
+            DateTrigger(run_date=self._clock.now() + timedelta(seconds=delay)),
+            id=_JOB_ID,
+            replace_existing=True,
+            # The default of one second silently drops a job that a busy loop makes late.
+            misfire_grace_time=None,
+            coalesce=True,
+        )
+
+    async def _fire(self) -> None:
+        self._ring()
+
+    def _ring(self) -> None:
+        """Wake a worker, and arm for the next own deadline."""
+        self._armed_at = None
+        self._wake()
+        soonest = self._clock.monotonic() + _REARM_SECONDS_MIN
+        while self._own and self._own[0] <= soonest:
+            heapq.heappop(self._own)
+        if self._own:
+            self._arm_at(self._own[0])
+
+    async def run(self) -> None:
+        """Look ahead, twice a second, for as long as the process lives."""
+        self._scheduler.start()
+        try:
+            while True:
+                try:
+                    await self._look()
+                except Failure as failure:
+                    _log.warning("look_ahead_failed", error=failure.code)
+                await self._pause()
+        finally:
+            self._scheduler.shutdown(wait=False)
+
+    async def _pause(self) -> None:
+        pause = asyncio.ensure_future(self._clock.sleep(self._policy.look_ahead_seconds))
+        soon = asyncio.ensure_future(self._look_soon.wait())
+        try:
+            await asyncio.wait((pause, soon), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            pause.cancel()
+            soon.cancel()
+        if self._look_soon.is_set():
+            await self._clock.sleep(_REARM_SECONDS_MIN)
+            self._look_soon.clear()
+
+    async def _look(self) -> None:
+        asked_at = self._clock.monotonic()
+        row = await self._database.fetchrow(_LOOK)
+        assert row is not None
+        self._database_clock.observe(row["now"], asked_at=asked_at)
+        if row["dead_claims"]:
+            freed = await self._database.execute(_FREE_DEAD_CLAIMS)
+            _log.warning("dead_claims_freed", leases=freed)
+            self._wake()
+        if row["due"] is None or not self._policy.alarm_enabled:
+            return
+        due_at = self._database_clock.monotonic_at(row["due"])
+        if len(row["live"]) > 1 and not self._is_own(due_at):
+            # Its own replica is there first; this one only catches what that one drops.
+            due_at += self._policy.non_owner_delay_seconds * random.uniform(1, 1.5)  # noqa: S311
+        missed = self._armed_at is not None and self._armed_at < asked_at - _REARM_SECONDS_MIN
+        if due_at <= asked_at or missed:
+            self._ring()
+        else:
+            self._arm_at(due_at)
+
+    def _is_own(self, due_at: float) -> bool:
+        """Whether the earliest due lease is, as far as can be told, one of our own."""
+        return bool(self._own) and self._own[0] <= due_at + 0.01

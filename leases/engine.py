@@ -1,0 +1,214 @@
+"""The lease machinery as one thing to switch on: log, lessor, reaper, alarm, sweeps, reconcile.
+
+    async with LeaseEngine(database, store, policy) as engine:
+        lease = await engine.lessor.reserve(…)
+
+Leaving the context claims nothing more, waits for what is being deleted, and ends every task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+import asyncpg
+import structlog
+
+from leases.alarm import Alarm
+from leases.audit import Auditor
+from leases.clock import SystemClock
+from leases.database import Database
+from leases.database_clock import DatabaseClock
+from leases.errors import Failure
+from leases.instance import Instance
+from leases.lessor import Lessor
+from leases.log import EventLog
+from leases.model import Lease, Trigger
+from leases.owner import Owner
+from leases.policy import LeasePolicy
+from leases.ports import BlobStore, Clock
+from leases.reaper import Reaper, SweepResult
+from leases.reconcile import Reconciler
+from leases.steps import Steps, no_steps
+
+# The mark is read again this often until the store has answered once.
+_OWNER_RETRY_SECONDS = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+class LeaseEngine:
+    """Owns every task of the lease machinery of one process.
+
+    With `watch=False` nothing runs by itself (no alarm, no sweeps): for commands.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        store: BlobStore,
+        policy: LeasePolicy,
+        *,
+        clock: Clock | None = None,
+        steps: Steps = no_steps,
+        watch: bool = True,
+    ) -> None:
+        problems = policy.problems()
+        if problems:
+            raise ValueError("; ".join(problems))
+        self.database = database
+        self.store = store
+        self.policy = policy
+        self.clock: Clock = clock or SystemClock()
+        self.database_clock = DatabaseClock(self.clock)
+        self.log = EventLog(database, self.clock)
+        self.instance = Instance(database, self.clock)
+        self.auditor = Auditor(database, self.log)
+        self._steps = steps
+        self._watch = watch
+        self._tasks: asyncio.TaskGroup | None = None
+        self._running: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        head = await self._first_look()
+        self.log_id = str(head["log_id"])
+        replica = self.instance.instance_id
+        self.lessor = Lessor(
+            self.database, self.log, self.policy, log_id=self.log_id, replica=replica
+        )
+        self.owner = Owner(
+            database=self.database, log=self.log, store=self.store, log_id=self.log_id
+        )
+        self.reaper = Reaper(
+            database=self.database,
+            log=self.log,
+            store=self.store,
+            policy=self.policy,
+            clock=self.clock,
+            instance=self.instance,
+            may_reap=self.owner.may_reap,
+            steps=self._steps,
+        )
+        self.alarm = Alarm(
+            database=self.database,
+            policy=self.policy,
+            clock=self.clock,
+            wake=self.reaper.wake,
+            database_clock=self.database_clock,
+        )
+        self.reaper.found_nothing = self.alarm.look_soon
+        self.reconciler = Reconciler(
+            database=self.database,
+            log=self.log,
+            store=self.store,
+            policy=self.policy,
+            log_id=self.log_id,
+            replica=replica,
+        )
+        self._tasks = await asyncio.TaskGroup().__aenter__()
+        await self._start(self._tasks)
+        return self
+
+    async def _first_look(self) -> asyncpg.Record:
+        asked_at = self.clock.monotonic()
+        head = await self.log.head()
+        self.database_clock.observe(head["now"], asked_at=asked_at)
+        return head
+
+    async def _start(self, tasks: asyncio.TaskGroup) -> None:
+        ready = asyncio.Event()
+        jobs: list[Awaitable[None]] = [self.log.run(), self.instance.run(ready=ready)]
+        if self._watch:
+            jobs += [self.alarm.run(), self._start_up(), self._sweep_forever()]
+            jobs += [self._reconcile_forever()]
+            jobs += [self.reaper.run_worker() for _ in range(self.policy.reap_workers)]
+        for job in jobs:
+            self._running.append(tasks.create_task(job))  # type: ignore[arg-type]
+        await ready.wait()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._tasks is not None
+        await self.reaper.stop()
+        for task in self._running:
+            task.cancel()
+        await self._tasks.__aexit__(None, None, None)
+
+    def granted(self, lease: Lease) -> None:
+        """Tell the alarm of a lease that this process has just granted, moved or revoked."""
+        self.alarm.arm(lease.delete_at)
+
+    # What runs by itself. ------------------------------------------------------------------------
+
+    async def _start_up(self) -> None:
+        """Confirm the mark, then reap what fell due while nobody was there."""
+        while not await self._surely("owner_check", self.owner.check):
+            await self.clock.sleep(_OWNER_RETRY_SECONDS)
+        result = SweepResult()
+
+        async def sweep() -> None:
+            result.add(await self.reaper.sweep(Trigger.START_UP))
+
+        await self._surely("start_up_sweep", sweep)
+        _log.info(
+            "start_up_sweep",
+            reclaimed=result.reclaimed,
+            failed=result.failed,
+            handed_back=result.handed_back,
+            overdue_ms_max=result.lateness_ms_max,
+        )
+
+    async def _sweep_forever(self) -> None:
+        """The net under the alarm; on the monotonic clock, apart from APScheduler."""
+
+        async def sweep() -> None:
+            if not self.owner.may_reap():
+                await self.owner.check()
+            result = await self.reaper.sweep(Trigger.PERIODIC)
+            if result.claimed:
+                _log.info(
+                    "periodic_sweep",
+                    reclaimed=result.reclaimed,
+                    failed=result.failed,
+                    handed_back=result.handed_back,
+                    overdue_ms_max=result.lateness_ms_max,
+                )
+
+        while True:
+            await self.clock.sleep(self.policy.sweep_interval_seconds)
+            await self._surely("periodic_sweep", sweep)
+
+    async def _reconcile_forever(self) -> None:
+        async def reconcile() -> None:
+            await self.owner.check()
+            if self.owner.may_reap():
+                result = await self.reconciler.run_once()
+                _log.info(
+                    "reconciled",
+                    listed=result.listed,
+                    adopted=result.adopted,
+                    residue_deleted=result.residue_deleted,
+                    findings=result.findings_count,
+                )
+
+        while True:
+            await self.clock.sleep(self.policy.reconcile_interval_seconds)
+            await self._surely("reconcile", reconcile)
+
+    async def _surely(self, name: str, work: Callable[[], Awaitable[object]]) -> bool:
+        """Run `work`; a failure is told and survived, because the next turn tries again."""
+        try:
+            await work()
+        except Failure as failure:
+            _log.warning("task_failed", task=name, error=failure.code, detail=str(failure))
+            return False
+        except Exception as error:  # noqa: BLE001  a host's store may raise anything
+            _log.error("task_failed", task=name, error=type(error).__name__, exc_info=True)
+            return False
+        return True

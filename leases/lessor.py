@@ -1,0 +1,187 @@
+"""Grant, move and end leases: load, decide, append under guards.
+
+Nothing here touches a blob. Whoever holds the answer acts after the commit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from leases.codec import JSON, encode
+from leases.database import Database
+from leases.decide import decide, evolve, guards
+from leases.errors import Unavailable, VersionConflict
+from leases.log import EventLog, NewEvent
+from leases.model import (
+    ActivateLease,
+    Command,
+    Event,
+    ExtendReservation,
+    Lease,
+    LeaseKind,
+    LeaseState,
+    Outcome,
+    RenewLease,
+    ReserveLease,
+    RevokeLease,
+    storage_key,
+)
+from leases.policy import LeasePolicy
+
+# Every conflict means that another command of the same lease got through; a lease has few of them.
+_DECISIONS_MAX = 5
+
+# The fold columns, in the order of schema.sql without last_position.
+LEASE_COLUMNS = (
+    "mpack_id, kind, repo_id, object_id, storage_key, cache_key, state, sha256, size_bytes,"
+    " granted_at, activated_at, expires_at, delete_at, revoked_at, stuck, reclaimed_at, outcome,"
+    " lateness_ms, version"
+)
+_LOAD = (
+    f"SELECT clock_timestamp() AS now, {LEASE_COLUMNS}"
+    " FROM (SELECT 1) AS one LEFT JOIN mpack_leases ON mpack_id = $1"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks, for the log: an actor such as `token:<id>` or `reaper`, and the request's id."""
+
+    actor: str
+    request_id: str | None = None
+
+
+def lease_of(row: Any) -> Lease:
+    """A row that has the fold columns, as a value."""
+    values = {name.strip(): row[name.strip()] for name in LEASE_COLUMNS.split(",")}
+    values["kind"] = LeaseKind(values["kind"])
+    values["state"] = LeaseState(values["state"])
+    values["outcome"] = None if values["outcome"] is None else Outcome(values["outcome"])
+    return Lease(**values)
+
+
+def lease_stream(mpack_id: str) -> str:
+    """The stream that holds a lease's events."""
+    return f"lease/{mpack_id}"
+
+
+def new_lease_event(
+    mpack_id: str, event: Event, *, caller: Caller, replica: str, **options: Any
+) -> NewEvent:
+    """A lease's fact, ready to be appended; `options` are NewEvent's version and guards."""
+    data: dict[str, JSON] = {**encode(event), "replica": replica}
+    return NewEvent(
+        stream=lease_stream(mpack_id),
+        type=event.type,
+        data=data,
+        actor=caller.actor,
+        request_id=caller.request_id,
+        **options,
+    )
+
+
+class Lessor:
+    """Carries out what callers ask of leases.
+
+    Errors of all methods: LeaseMissing, LeaseEnded, InvalidRequest from the decision;
+    DeadlinePassed and ClaimHeld from the guards; Unavailable.
+    """
+
+    def __init__(
+        self, database: Database, log: EventLog, policy: LeasePolicy, *, log_id: str, replica: str
+    ) -> None:
+        self._database = database
+        self._log = log
+        self._policy = policy
+        self._log_id = log_id
+        self._replica = replica
+
+    async def load(self, mpack_id: str) -> tuple[Lease | None, datetime]:
+        """The lease as it stands, and the database's now."""
+        row = await self._database.fetchrow(_LOAD, mpack_id)
+        assert row is not None
+        return (None if row["mpack_id"] is None else lease_of(row)), row["now"]
+
+    async def reserve(
+        self,
+        *,
+        mpack_id: str,
+        kind: LeaseKind,
+        repo_id: str,
+        caller: Caller,
+        cache_key: str | None = None,
+        object_id: str | None = None,
+    ) -> Lease:
+        """Stand the row before the blob; the blob must be there before `delete_at`."""
+        command = ReserveLease(
+            kind=kind,
+            repo_id=repo_id,
+            object_id=object_id,
+            cache_key=cache_key,
+            storage_key=storage_key(self._log_id, mpack_id),
+            upload_limit_seconds=self._policy.upload_limit_seconds,
+        )
+        return await self.carry_out(mpack_id, command, caller=caller)
+
+    async def extend(self, mpack_id: str, *, caller: Caller) -> Lease:
+        """Move a reservation's deadline on by the upload limit, counted from now."""
+        command = ExtendReservation(
+            upload_limit_seconds=self._policy.upload_limit_seconds,
+            lease_life_max_seconds=self._policy.lease_life_max_seconds,
+        )
+        return await self.carry_out(mpack_id, command, caller=caller)
+
+    async def activate(
+        self, mpack_id: str, *, sha256: str, size_bytes: int, ttl_seconds: float, caller: Caller
+    ) -> Lease:
+        """Begin the promise: the blob is complete, and lives `ttl_seconds` from now."""
+        command = ActivateLease(
+            sha256=sha256,
+            size_bytes=size_bytes,
+            ttl_seconds=min(ttl_seconds, self._policy.ttl_max_seconds),
+            grace_seconds=self._policy.grace_seconds,
+            lease_life_max_seconds=self._policy.lease_life_max_seconds,
+        )
+        return await self.carry_out(mpack_id, command, caller=caller)
+
+    async def renew(self, mpack_id: str, *, ttl_seconds: float, caller: Caller) -> Lease:
+        """Let the promise last at least `ttl_seconds` from now, within the lease's longest life."""
+        command = RenewLease(
+            ttl_seconds=min(ttl_seconds, self._policy.ttl_max_seconds),
+            guard_seconds=self._policy.share_guard(ttl_seconds),
+            grace_seconds=self._policy.grace_seconds,
+            lease_life_max_seconds=self._policy.lease_life_max_seconds,
+        )
+        return await self.carry_out(mpack_id, command, caller=caller)
+
+    async def revoke(self, mpack_id: str, *, reason: str, caller: Caller) -> Lease:
+        """End the promise now; the blob goes as if its deadline had come."""
+        return await self.carry_out(mpack_id, RevokeLease(reason=reason), caller=caller)
+
+    async def carry_out(self, mpack_id: str, command: Command, *, caller: Caller) -> Lease:
+        """Load, decide, append; again from the start when somebody else was faster."""
+        for _ in range(_DECISIONS_MAX):
+            lease, now = await self.load(mpack_id)
+            events = decide(lease, command, now=now)
+            if not events:
+                assert lease is not None
+                return lease
+            guard = guards(lease, command)
+            (event,) = events
+            fact = new_lease_event(
+                mpack_id,
+                event,
+                caller=caller,
+                replica=self._replica,
+                expected_version=lease.version if lease else 0,
+                not_after=guard.not_after,
+                no_claim=guard.no_claim,
+            )
+            try:
+                await self._log.append([fact])
+            except VersionConflict:
+                continue
+            return evolve(lease, event, mpack_id=mpack_id)
+        raise Unavailable("This lease is changing too quickly; try again shortly.")

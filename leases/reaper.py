@@ -1,0 +1,434 @@
+"""Reap: claim what is due, delete it, record it. The one function behind alarm, start-up sweep,
+periodic sweep and command.
+
+What if we die …
+- after the claim: it ends with our session, and somebody else reaps;
+- after the deletion: the blob is gone, the row is due again, deleting again finds nothing;
+- after the record: done. `lease.reclaimed` exists once, by the stream's version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import structlog
+
+from leases.circuit import Circuit, is_outage
+from leases.database import Database
+from leases.decide import decide
+from leases.errors import Conflict, Failure, StoreUnavailable
+from leases.ids import new_event_id
+from leases.instance import Instance
+from leases.lessor import LEASE_COLUMNS, Caller, lease_of, lease_stream, new_lease_event
+from leases.log import EventLog, NewEvent
+from leases.model import Lease, LeaseState, Outcome, RecordFailure, RecordReclaim, Trigger
+from leases.policy import LeasePolicy
+from leases.ports import AbortsUploads, BlobStore, Clock, DeleteOutcome, DeletesMany
+from leases.steps import Step, Steps
+
+# When somebody has to look at a row next; the partial index is ordered by this very expression.
+DUE = "GREATEST(delete_at, next_attempt_at, claimed_until)"
+# Compared with statement_timestamp(): clock_timestamp() is volatile and could not use the index.
+CLAIM = f"""
+WITH due AS (
+    SELECT mpack_id FROM mpack_leases
+    WHERE state <> 'reclaimed' AND {DUE} <= statement_timestamp()
+    ORDER BY {DUE} LIMIT $1 FOR UPDATE SKIP LOCKED)
+UPDATE mpack_leases AS l
+SET claimed_by = $2, claimed_until = statement_timestamp() + $3, claim_token = $4
+FROM due WHERE l.mpack_id = due.mpack_id
+RETURNING statement_timestamp() AS now, attempts,
+          {", ".join(f"l.{name.strip()}" for name in LEASE_COLUMNS.split(","))}
+"""
+DUE_NOW = f"""
+SELECT statement_timestamp() AS now, attempts, {LEASE_COLUMNS} FROM mpack_leases
+WHERE state <> 'reclaimed' AND {DUE} <= statement_timestamp() ORDER BY {DUE} LIMIT $1
+"""
+_HAND_BACK = """
+UPDATE mpack_leases SET claimed_by = NULL, claimed_until = NULL, claim_token = NULL
+WHERE mpack_id = ANY ($1::text[]) AND claim_token = $2
+"""
+_COUNT_FAILURES = """
+UPDATE mpack_leases AS l
+SET attempts = f.attempts, last_error = f.error, claimed_by = NULL, claimed_until = NULL,
+    claim_token = NULL, next_attempt_at = clock_timestamp() + make_interval(secs => f.delay)
+FROM unnest($1::text[], $2::int[], $3::text[], $4::float8[])
+    AS f (mpack_id, attempts, error, delay)
+WHERE l.mpack_id = f.mpack_id AND l.claim_token = $5
+"""
+_NOTED_BEFORE = """
+SELECT stream FROM events WHERE stream = ANY ($1::text[]) AND type = 'lease.cleanup_failed'
+"""
+
+# For stores that delete one key a call: so many at once, and so many in a batch.
+_SINGLE_DELETES_AT_ONCE = 16
+_SINGLE_DELETES_BATCH = 128
+_ERROR_LENGTH_MAX = 200
+
+_REAPER = Caller(actor="reaper")
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A claimed lease with what the reaper noted about it."""
+
+    lease: Lease
+    attempts: int
+
+
+@dataclass(slots=True, kw_only=True)
+class SweepResult:
+    """What a reap did, or with `dry_run` would do."""
+
+    claimed: int = 0
+    reclaimed: int = 0
+    already_gone: int = 0
+    failed: int = 0
+    handed_back: int = 0
+    lateness_ms_max: int = 0
+    mpack_ids: list[str] = field(default_factory=list)
+
+    def add(self, other: SweepResult) -> None:
+        """Count `other` in; of the ids only the first thousand are kept."""
+        self.claimed += other.claimed
+        self.reclaimed += other.reclaimed
+        self.already_gone += other.already_gone
+        self.failed += other.failed
+        self.handed_back += other.handed_back
+        self.lateness_ms_max = max(self.lateness_ms_max, other.lateness_ms_max)
+        self.mpack_ids.extend(other.mpack_ids[: 1000 - len(self.mpack_ids)])
+
+
+class Reaper:
+    """Deletes due blobs and records that they are gone.
+
+    `may_reap` is asked before every batch: nothing is deleted while it says no.
+    `found_nothing` is called when a worker was woken in vain.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        log: EventLog,
+        store: BlobStore,
+        policy: LeasePolicy,
+        clock: Clock,
+        instance: Instance,
+        may_reap: Callable[[], bool],
+        steps: Steps,
+    ) -> None:
+        self._database = database
+        self._event_log = log
+        self._store = store
+        self._policy = policy
+        self._clock = clock
+        self._instance = instance
+        self._may_reap = may_reap
+        self._step = steps
+        self.circuit = Circuit(
+            pause_seconds=policy.circuit_pause_seconds, monotonic=clock.monotonic
+        )
+        many = isinstance(store, DeletesMany)
+        self.batch = policy.reap_batch if many else min(policy.reap_batch, _SINGLE_DELETES_BATCH)
+        self._wakes: asyncio.Queue[Trigger] = asyncio.Queue(maxsize=policy.reap_workers)
+        self._busy = 0
+        self._stopping = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.found_nothing: Callable[[], None] = lambda: None
+
+    # Who calls. ----------------------------------------------------------------------------------
+
+    def wake(self, trigger: Trigger = Trigger.ALARM) -> None:
+        """Let one idle worker look; more wakes than workers are pointless and dropped."""
+        if not self._wakes.full():
+            self._wakes.put_nowait(trigger)
+
+    async def run_worker(self) -> None:
+        """Reap whenever woken, until nothing is due."""
+        while True:
+            trigger = await self._wakes.get()
+            probing = self.circuit.is_open
+            try:
+                result = await self.reap_once(trigger)
+                if result.claimed == self.batch or (probing and not self.circuit.is_open):
+                    self.wake(trigger)  # More may be due: this worker again, and another one.
+                    self.wake(trigger)
+                elif not result.claimed:
+                    self.found_nothing()
+            except Exception as error:  # noqa: BLE001  a worker outlives whatever one batch meets
+                _log.warning("reap_failed", error=type(error).__name__, detail=str(error))
+
+    async def stop(self) -> None:
+        """Claim nothing more, and wait until what is claimed has been recorded or handed back."""
+        self._stopping = True
+        try:
+            async with asyncio.timeout(self._policy.delete_timeout_seconds + 5):
+                await self._idle.wait()
+        except TimeoutError:
+            _log.warning("reap_unfinished", batches=self._busy)
+
+    async def sweep(
+        self, trigger: Trigger, *, limit: int | None = None, dry_run: bool = False
+    ) -> SweepResult:
+        """Reap until nothing is due, or `limit` leases were claimed.
+
+        Effects: deletes blobs, appends events; none with `dry_run`.
+        Errors: Unavailable when the database does not answer.
+        """
+        total = SweepResult()
+        while limit is None or total.claimed < limit:
+            rest = self.batch if limit is None else min(self.batch, limit - total.claimed)
+            if dry_run:
+                total.add(await self._look(limit))
+                break
+            result = await self.reap_once(trigger, limit=rest)
+            total.add(result)
+            if result.claimed < rest or result.handed_back:
+                break
+        return total
+
+    async def _look(self, limit: int | None) -> SweepResult:
+        rows = await self._database.fetch(DUE_NOW, limit or 1_000_000)
+        return SweepResult(
+            claimed=len(rows),
+            lateness_ms_max=max((_lateness_ms(lease_of(r), r["now"]) for r in rows), default=0),
+            mpack_ids=[row["mpack_id"] for row in rows],
+        )
+
+    # One batch. ----------------------------------------------------------------------------------
+
+    async def reap_once(self, trigger: Trigger, *, limit: int | None = None) -> SweepResult:
+        """Claim one batch, delete it, record it."""
+        if self._stopping or not self._may_reap() or self.circuit.wait_seconds() > 0:
+            return SweepResult()
+        self._busy += 1
+        self._idle.clear()
+        try:
+            return await self._reap_batch(trigger, limit)
+        finally:
+            self._busy -= 1
+            if not self._busy:
+                self._idle.set()
+
+    async def _reap_batch(self, trigger: Trigger, limit: int | None) -> SweepResult:
+        count = 1 if self.circuit.is_open else limit or self.batch
+        asked_at = self._clock.monotonic()
+        token = new_event_id()
+        rows = await self._claim(count, token)
+        if not rows:
+            return SweepResult()
+        claimed = [Due(lease_of(row), row["attempts"]) for row in rows]
+        claimed.sort(key=lambda due: due.lease.delete_at)
+        self._step(Step.LEASES_CLAIMED)
+        found = await self._delete([due.lease for due in claimed])
+        self._step(Step.BLOBS_DELETED)
+        # The database's time at the claim, moved on by the time since it was asked for.
+        now = rows[0]["now"] + timedelta(seconds=self._clock.monotonic() - asked_at)
+        return await self._record(claimed, found, now=now, token=token, trigger=trigger)
+
+    async def _claim(self, count: int, token: UUID) -> list[asyncpg.Record]:
+        return await self._database.fetch(
+            CLAIM,
+            count,
+            self._instance.claim_name,
+            timedelta(seconds=self._policy.claim_limit_seconds),
+            token,
+        )
+
+    async def _delete(self, leases: Sequence[Lease]) -> Mapping[str, DeleteOutcome | BaseException]:
+        """Delete every blob; the answer holds an outcome or an exception for every key."""
+        for lease in leases:
+            assert lease.storage_key.startswith("transient/"), lease.storage_key
+        keys = [lease.storage_key for lease in leases]
+        found: dict[str, DeleteOutcome | BaseException] = {}
+        try:
+            async with asyncio.timeout(self._policy.delete_timeout_seconds):
+                await self._abort_uploads(leases, found)
+                rest = [key for key in keys if key not in found]
+                if isinstance(self._store, DeletesMany):
+                    found.update(await self._store.delete_many(rest))
+                else:
+                    await self._delete_singly(rest, found)
+        except Exception as error:  # noqa: BLE001  whatever a host's store raises
+            for key in keys:
+                found.setdefault(key, error)
+        for key in keys:
+            found.setdefault(key, StoreUnavailable("The store said nothing about this key."))
+        return found
+
+    async def _abort_uploads(
+        self, leases: Sequence[Lease], found: dict[str, DeleteOutcome | BaseException]
+    ) -> None:
+        """A reservation may have left an unfinished upload, which no deletion removes."""
+        if not isinstance(self._store, AbortsUploads):
+            return
+        for lease in leases:
+            if lease.state is LeaseState.RESERVED:
+                try:
+                    await self._store.abort_uploads(lease.storage_key)
+                except Exception as error:  # noqa: BLE001  this lease's failure, not the batch's
+                    found[lease.storage_key] = error
+
+    async def _delete_singly(
+        self, keys: Sequence[str], found: dict[str, DeleteOutcome | BaseException]
+    ) -> None:
+        turns = asyncio.Semaphore(_SINGLE_DELETES_AT_ONCE)
+
+        async def delete(key: str) -> None:
+            async with turns:
+                try:
+                    found[key] = await self._store.delete(key) or DeleteOutcome.DELETED
+                except Exception as error:  # noqa: BLE001  whatever a host's store raises
+                    found[key] = error
+
+        async with asyncio.TaskGroup() as group:
+            for key in keys:
+                group.create_task(delete(key))
+
+    async def _record(
+        self,
+        claimed: Sequence[Due],
+        found: Mapping[str, DeleteOutcome | BaseException],
+        *,
+        now: datetime,
+        token: UUID,
+        trigger: Trigger,
+    ) -> SweepResult:
+        gone: list[tuple[Lease, DeleteOutcome]] = []
+        failed: list[tuple[Due, BaseException]] = []
+        out: list[tuple[Due, BaseException]] = []
+        for due in claimed:
+            answer = found[due.lease.storage_key]
+            if isinstance(answer, DeleteOutcome):
+                gone.append((due.lease, answer))
+            elif is_outage(answer):
+                out.append((due, answer))
+            else:
+                failed.append((due, answer))
+        self._judge_store(gone, failed, out)
+        result = SweepResult(claimed=len(claimed), failed=len(failed), handed_back=len(out))
+        await self._record_gone(gone, result, now=now, token=token, trigger=trigger)
+        if failed:
+            await self._record_failed(failed, now=now, token=token)
+        if out:
+            await self._database.execute(
+                _HAND_BACK, [due.lease.mpack_id for due, _error in out], token
+            )
+        return result
+
+    def _judge_store(
+        self, gone: Sequence[object], failed: Sequence[object], out: Sequence[tuple[Due, Any]]
+    ) -> None:
+        if gone or failed:
+            self.circuit.closed()
+        if out:
+            self.circuit.opened()
+            _log.warning("store_out", leases=len(out), error=type(out[0][1]).__name__)
+
+    async def _record_gone(
+        self,
+        gone: Sequence[tuple[Lease, DeleteOutcome]],
+        result: SweepResult,
+        *,
+        now: datetime,
+        token: UUID,
+        trigger: Trigger,
+    ) -> None:
+        facts: list[NewEvent] = []
+        for lease, outcome in gone:
+            command = RecordReclaim(outcome=Outcome(outcome.value), trigger=trigger)
+            facts += [self._fact(lease, e, token) for e in decide(lease, command, now=now)]
+        if not facts:
+            return
+        answers = await self._event_log.append_each(facts)
+        self._step(Step.RECLAIMS_RECORDED)
+        for (lease, outcome), answer in zip(gone, answers, strict=True):
+            if isinstance(answer, Conflict):
+                continue  # Somebody else recorded it: exactly one record, and it is theirs.
+            if isinstance(answer, BaseException):
+                raise answer
+            lateness_ms = _lateness_ms(lease, now)
+            result.reclaimed += 1
+            result.already_gone += outcome is DeleteOutcome.ALREADY_GONE
+            result.lateness_ms_max = max(result.lateness_ms_max, lateness_ms)
+            result.mpack_ids.append(lease.mpack_id)
+        _log.info(
+            "leases_reclaimed",
+            leases=result.reclaimed,
+            trigger=trigger.value,
+            lateness_ms_max=result.lateness_ms_max,
+            mpack_id=result.mpack_ids[0] if len(result.mpack_ids) == 1 else None,
+        )
+
+    def _fact(self, lease: Lease, event: Any, token: UUID) -> NewEvent:
+        return new_lease_event(
+            lease.mpack_id,
+            event,
+            caller=_REAPER,
+            replica=self._instance.instance_id,
+            expected_version=lease.version,
+            claim_token=token,
+        )
+
+    async def _record_failed(
+        self, failed: Sequence[tuple[Due, BaseException]], *, now: datetime, token: UUID
+    ) -> None:
+        """Count each attempt in the row; the first one, and becoming stuck, are facts as well."""
+        streams = [lease_stream(due.lease.mpack_id) for due, _error in failed]
+        noted = {row["stream"] for row in await self._database.fetch(_NOTED_BEFORE, streams)}
+        facts: list[NewEvent] = []
+        for due, error in failed:
+            command = RecordFailure(
+                error=describe(error),
+                attempts=due.attempts + 1,
+                noted_before=lease_stream(due.lease.mpack_id) in noted,
+                stuck_after_attempts=self._policy.stuck_after_attempts,
+            )
+            for event in decide(due.lease, command, now=now):
+                facts.append(self._fact(due.lease, event, token))
+                _log.warning(event.type.replace(".", "_"), mpack_id=due.lease.mpack_id)
+        for answer in await self._event_log.append_each(facts) if facts else ():
+            if isinstance(answer, BaseException) and not isinstance(answer, Conflict):
+                raise answer
+        await self._database.execute(
+            _COUNT_FAILURES,
+            [due.lease.mpack_id for due, _error in failed],
+            [due.attempts + 1 for due, _error in failed],
+            [describe(error) for _due, error in failed],
+            [self._retry_delay(due.attempts + 1) for due, _error in failed],
+            token,
+        )
+        self._step(Step.FAILURES_RECORDED)
+
+    def _retry_delay(self, attempts: int) -> float:
+        """Seconds until the next attempt: exponential, jittered, capped, never below the first."""
+        policy = self._policy
+        exponent = min(attempts - 1, 64)
+        delay = min(
+            policy.retry_first_seconds * policy.retry_factor**exponent, policy.retry_cap_seconds
+        )
+        spread = policy.retry_jitter_ratio
+        jitter = random.uniform(1 - spread, 1 + spread)  # noqa: S311  spreads load, guards nothing
+        return max(policy.retry_first_seconds, delay * jitter)
+
+
+def _lateness_ms(lease: Lease, now: datetime) -> int:
+    return max(0, (now - lease.delete_at) // timedelta(milliseconds=1))
+
+
+def describe(error: BaseException) -> str:
+    """An error for the log and the row: its kind, and our own words; never a store's, which may
+    repeat a signed URL.
+    """
+    told = f": {error.message}" if isinstance(error, Failure) else ""
+    return f"{type(error).__name__}{told}"[:_ERROR_LENGTH_MAX]

@@ -1,0 +1,216 @@
+"""Compare the transient prefix with the lease table, both ways.
+
+The store is listed first and each key is looked up afterwards: a row stands before its blob, so a
+blob that was listed and has no row then never had one that survived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+import asyncpg
+import structlog
+
+from leases.database import Database
+from leases.decide import decide
+from leases.errors import Conflict
+from leases.ids import is_mpack_id, mpack_id_time
+from leases.lessor import LEASE_COLUMNS, Caller, lease_of, new_lease_event
+from leases.log import EventLog, NewEvent
+from leases.model import PREFIX, AdoptLease, LeaseState, Outcome, RecordResidue, storage_key
+from leases.owner import OWNER_KEY
+from leases.policy import LeasePolicy
+from leases.ports import BlobInfo, BlobStore, HeadsBlobs, ListsBlobs
+
+_PAGE = 1000
+# Above this many listed keys the other direction (rows without blobs) is left out and said so.
+_COMPARED_MAX = 1_000_000
+_FINDINGS_MAX = 100
+
+_ROWS = f"SELECT {LEASE_COLUMNS} FROM mpack_leases WHERE mpack_id = ANY ($1::text[])"
+_ACTIVE = """
+SELECT mpack_id, storage_key FROM mpack_leases
+WHERE state = 'active' AND activated_at < $1 AND mpack_id > $2 ORDER BY mpack_id LIMIT $3
+"""
+
+_RECONCILER = Caller(actor="reconcile")
+_log = structlog.get_logger(__name__)
+
+
+class Finding(StrEnum):
+    """What a human should know; nothing is deleted for it."""
+
+    FOREIGN_KEY = "foreign_key"
+    FORGOTTEN_BLOB = "forgotten_blob"
+    BLOB_MISSING = "blob_missing"
+    NOT_COMPARED = "not_compared"
+
+
+class Verdict(StrEnum):
+    """What a listed blob is."""
+
+    EXPECTED = "expected"
+    ADOPT = "adopt"
+    RESIDUE = "residue"
+    FOREIGN = "foreign"
+    FORGOTTEN = "forgotten"
+
+
+@dataclass(slots=True, kw_only=True)
+class ReconcileResult:
+    """What was found and done; `findings` are at most a hundred (kind, key) pairs."""
+
+    listed: int = 0
+    adopted: int = 0
+    residue_deleted: int = 0
+    findings: list[tuple[Finding, str]] = field(default_factory=list)
+    findings_count: int = 0
+
+    def find(self, finding: Finding, key: str) -> None:
+        """Note a finding; all are counted, the first hundred kept."""
+        self.findings_count += 1
+        if len(self.findings) < _FINDINGS_MAX:
+            self.findings.append((finding, key))
+
+
+def judge(key: str, *, log_id: str, row: Mapping[str, object] | asyncpg.Record | None) -> Verdict:
+    """What a listed key means, given its lease's row (None: there is none)."""
+    mpack_id = key.rpartition("/")[2]
+    if not is_mpack_id(mpack_id) or key != storage_key(log_id, mpack_id):
+        return Verdict.FOREIGN
+    if row is None:
+        return Verdict.ADOPT
+    if row["state"] != LeaseState.RECLAIMED:
+        return Verdict.EXPECTED
+    return Verdict.FORGOTTEN if row["outcome"] == Outcome.FORGOTTEN else Verdict.RESIDUE
+
+
+class Reconciler:
+    """Runs the comparison; only while this log owns the store."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        log: EventLog,
+        store: BlobStore,
+        policy: LeasePolicy,
+        log_id: str,
+        replica: str,
+    ) -> None:
+        self._database = database
+        self._event_log = log
+        self._store = store
+        self._policy = policy
+        self._log_id = log_id
+        self._replica = replica
+
+    async def run_once(self) -> ReconcileResult:
+        """One comparison, both ways.
+
+        Effects: adopts blobs without rows, deletes blobs of closed leases, each with its event.
+        Errors: the store's and the database's.
+        """
+        result = ReconcileResult()
+        if not isinstance(self._store, ListsBlobs):
+            return result
+        started_at = (await self._event_log.head())["now"]
+        seen: set[str] | None = set()
+        async for page in _pages(self._store.list(PREFIX)):
+            result.listed += len(page)
+            await self._look_up(page, result)
+            if seen is not None:
+                seen.update(blob.key for blob in page)
+                if len(seen) > _COMPARED_MAX:
+                    seen = None
+        if seen is None:
+            result.find(Finding.NOT_COMPARED, PREFIX)
+        else:
+            await self._find_missing(seen, started_at, result)
+        for finding, key in result.findings:
+            _log.warning("reconcile_finding", finding=finding.value, key=key)
+        return result
+
+    async def _look_up(self, page: Sequence[BlobInfo], result: ReconcileResult) -> None:
+        blobs = {blob.key.rpartition("/")[2]: blob for blob in page if blob.key != OWNER_KEY}
+        rows = {r["mpack_id"]: r for r in await self._database.fetch(_ROWS, list(blobs))}
+        for mpack_id, blob in blobs.items():
+            match judge(blob.key, log_id=self._log_id, row=rows.get(mpack_id)):
+                case Verdict.FOREIGN:
+                    result.find(Finding.FOREIGN_KEY, blob.key)
+                case Verdict.FORGOTTEN:
+                    result.find(Finding.FORGOTTEN_BLOB, blob.key)
+                case Verdict.ADOPT:
+                    result.adopted += await self._adopt(mpack_id, blob)
+                case Verdict.RESIDUE:
+                    result.residue_deleted += await self._delete_residue(rows[mpack_id], blob)
+
+    async def _adopt(self, mpack_id: str, blob: BlobInfo) -> bool:
+        command = AdoptLease(
+            repo_id="",
+            storage_key=blob.key,
+            made_at=mpack_id_time(mpack_id),
+            lease_life_max_seconds=self._policy.lease_life_max_seconds,
+        )
+        now = (await self._event_log.head())["now"]
+        (event,) = decide(None, command, now=now)
+        return await self._append(
+            new_lease_event(
+                mpack_id, event, caller=_RECONCILER, replica=self._replica, expected_version=0
+            )
+        )
+
+    async def _delete_residue(self, row: asyncpg.Record, blob: BlobInfo) -> bool:
+        lease = lease_of(row)
+        assert blob.key == lease.storage_key
+        await self._store.delete(blob.key)
+        command = RecordResidue(size_bytes=blob.size_bytes)
+        (event,) = decide(lease, command, now=lease.delete_at)
+        return await self._append(
+            new_lease_event(
+                lease.mpack_id,
+                event,
+                caller=_RECONCILER,
+                replica=self._replica,
+                expected_version=lease.version,
+            )
+        )
+
+    async def _append(self, fact: NewEvent) -> bool:
+        (answer,) = await self._event_log.append_each([fact])
+        if isinstance(answer, Conflict):
+            return False  # Another replica's reconcile did it at the same moment.
+        if isinstance(answer, BaseException):
+            raise answer
+        return True
+
+    async def _find_missing(
+        self, seen: set[str], started_at: datetime, result: ReconcileResult
+    ) -> None:
+        """Active leases whose blob was not listed, and is not there on a second look either."""
+        if not isinstance(self._store, HeadsBlobs):
+            return
+        after = ""
+        while rows := await self._database.fetch(_ACTIVE, started_at, after, _PAGE * 10):
+            after = rows[-1]["mpack_id"]
+            for row in rows:
+                if row["storage_key"] in seen or await self._store.head(row["storage_key"]):
+                    continue
+                # It may have been reaped while we looked.
+                again = await self._database.fetchrow(_ROWS, [row["mpack_id"]])
+                if again is not None and again["state"] == LeaseState.ACTIVE:
+                    result.find(Finding.BLOB_MISSING, row["storage_key"])
+
+
+async def _pages(blobs: AsyncIterator[BlobInfo]) -> AsyncIterator[list[BlobInfo]]:
+    page: list[BlobInfo] = []
+    async for blob in blobs:
+        page.append(blob)
+        if len(page) == _PAGE:
+            yield page
+            page = []
+    if page:
+        yield page
