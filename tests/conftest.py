@@ -1,0 +1,94 @@
+"""Fixtures of every test: Hypothesis profiles, and a PostgreSQL with a fresh database for each.
+
+postgres_server    one server a session (and xdist worker), in a temporary folder
+template_database  its name; migrated to head once
+new_database       `with new_database() as url:` gives a clone, in Hypothesis examples too
+database_url       one such clone, for this test alone
+engine, database   an engine and a `leases.database.Database` on it, closed afterwards
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from gateway.embedded_postgres import EmbeddedPostgres
+from leases.database import Database
+from leases.errors import Unavailable
+from tests.databases import TEMPLATE, NewDatabase, cloned, make_template
+
+IN_CI = bool(os.environ.get("CI"))
+
+# No deadlines: on two busy cores any single example is slow now and then.
+_SLOW_IS_FINE = [HealthCheck.too_slow]
+settings.register_profile("default", deadline=None, max_examples=50)
+settings.register_profile(
+    "ci", deadline=None, max_examples=100, print_blob=True, suppress_health_check=_SLOW_IS_FINE
+)
+settings.register_profile(
+    "nightly",
+    deadline=None,
+    max_examples=5000,
+    stateful_step_count=100,
+    print_blob=True,
+    suppress_health_check=_SLOW_IS_FINE,
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if IN_CI else "default"))
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[EmbeddedPostgres]:
+    """One server for the whole session; it does not wait for the disk."""
+    folder = Path(tempfile.mkdtemp(prefix="mpack-gateway-tests-"))
+    folder.chmod(0o711)  # Started by root, the server runs as another account.
+    server = EmbeddedPostgres(folder / "postgres", settings={"fsync": "off"})
+    try:
+        server.start()
+    except Unavailable as error:
+        if IN_CI:
+            raise
+        pytest.skip(str(error))
+    else:
+        yield server
+    finally:
+        server.remove()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres_server: EmbeddedPostgres) -> str:
+    make_template(postgres_server)
+    return TEMPLATE
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres_server: EmbeddedPostgres, template_database: str) -> NewDatabase:
+    return partial(cloned, postgres_server)
+
+
+@pytest.fixture
+def database_url(new_database: NewDatabase) -> Iterator[str]:
+    with new_database() as url:
+        yield url
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    engine = create_async_engine(database_url)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+async def database(engine: AsyncEngine) -> AsyncIterator[Database]:
+    database = Database(engine)
+    yield database
+    await database.close()
