@@ -1,0 +1,147 @@
+"""Repos: finding them, making them, and where their branches stand."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from gateway.errors import Incomplete, RepoMissing
+from gateway.packs.transaction import reading, transaction, tried_again
+from leases.database import Database
+from leases.ids import new_mpack_id
+from leases.lessor import Caller
+from leases.log import EventLog, NewEvent
+
+Reader = AsyncConnection | AsyncSession
+Visibility = Literal["public", "private"]
+
+_COLUMNS = "repo_id, owner, slug, visibility, domain, default_branch, created_at, pushed_at"
+_BY_NAME = text(
+    f"SELECT {_COLUMNS} FROM repos"  # noqa: S608  constants
+    " WHERE owner = :owner AND slug = :slug AND deleted_at IS NULL"
+)
+_BY_ID = text(
+    f"SELECT {_COLUMNS} FROM repos"  # noqa: S608  constants
+    " WHERE repo_id = :repo_id AND deleted_at IS NULL"
+)
+_INSERT = text("""
+INSERT INTO repos (repo_id, owner, slug, visibility) VALUES (:repo_id, :owner, :slug, :visibility)
+ON CONFLICT (owner, slug) DO NOTHING RETURNING repo_id""")
+_HEADS = text("""
+SELECT name, head_commit_id FROM branches
+ WHERE repo_id = :repo_id AND head_commit_id <> '' ORDER BY name""")
+
+# What an address can hold without quoting, and no file system reads in its own way.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repo:
+    """A row of `repos`."""
+
+    repo_id: str
+    owner: str
+    slug: str
+    visibility: Visibility
+    domain: str
+    default_branch: str
+    created_at: datetime
+    pushed_at: datetime | None
+
+
+def repo_stream(repo_id: str) -> str:
+    """The stream of a repo's events."""
+    return f"repo/{repo_id}"
+
+
+def is_repo_name(name: str) -> bool:
+    """Whether this may be an owner or a slug."""
+    return _NAME.fullmatch(name) is not None and not name.endswith((".", ".git"))
+
+
+async def find_repo(reader: Reader, *, owner: str, slug: str) -> Repo | None:
+    """The repo of that name; None for unknown and for deleted ones."""
+    row = (await reader.execute(_BY_NAME, {"owner": owner, "slug": slug})).mappings().one_or_none()
+    return None if row is None else Repo(**row)
+
+
+async def repo_of(reader: Reader, repo_id: str) -> Repo:
+    """The repo with that id.
+
+    Errors: RepoMissing.
+    """
+    row = (await reader.execute(_BY_ID, {"repo_id": repo_id})).mappings().one_or_none()
+    if row is None:
+        raise RepoMissing(repo_id=repo_id)
+    return Repo(**row)
+
+
+async def branch_heads(reader: Reader, repo_id: str) -> dict[str, str]:
+    """Where every branch stands (bare ids), by name; no branch without a head."""
+    result = await reader.execute(_HEADS, {"repo_id": repo_id})
+    return {row.name: row.head_commit_id for row in result}
+
+
+def default_branch(repo: Repo, heads: dict[str, str]) -> str:
+    """The repo's default branch, or its first one where that has no head."""
+    if repo.default_branch in heads or not heads:
+        return repo.default_branch
+    return min(heads)
+
+
+class Repos:
+    """Makes repos; each making is an event."""
+
+    def __init__(self, database: Database, log: EventLog) -> None:
+        self._database = database
+        self._log = log
+
+    async def find(self, *, owner: str, slug: str) -> Repo | None:
+        """The repo of that name; None for unknown and for deleted ones, and for no name at all."""
+        if not (is_repo_name(owner) and is_repo_name(slug)):
+            return None
+        async with reading(self._database) as connection:
+            return await find_repo(connection, owner=owner, slug=slug)
+
+    async def ensure(
+        self, *, owner: str, slug: str, visibility: Visibility, caller: Caller
+    ) -> Repo:
+        """The repo of that name, made now if there is none.
+
+        Effects: at most one row and its `repo.created`, also when two callers race.
+        Errors:  Incomplete (422) for a name that cannot be one; RepoMissing when it was deleted.
+        """
+        if not (is_repo_name(owner) and is_repo_name(slug)):
+            raise Incomplete("A repo's name takes letters, digits, '.', '_' and '-', up to 100.")
+        found = await self.find(owner=owner, slug=slug)
+        if found is not None:
+            return found
+        await tried_again(
+            lambda: self._create(
+                {"owner": owner, "slug": slug, "visibility": visibility}, caller=caller
+            )
+        )
+        made = await self.find(owner=owner, slug=slug)
+        if made is None:  # A deleted repo keeps its name until `gc` has removed what it held.
+            raise RepoMissing(owner=owner, slug=slug)
+        return made
+
+    async def _create(self, columns: dict[str, Any], *, caller: Caller) -> None:
+        repo_id = new_mpack_id()
+        created = NewEvent(
+            stream=repo_stream(repo_id),
+            type="repo.created",
+            data=columns,
+            expected_version=0,
+            actor=caller.actor,
+            request_id=caller.request_id,
+        )
+        async with transaction(self._database) as connection:
+            inserted = await connection.execute(_INSERT, columns | {"repo_id": repo_id})
+            if inserted.one_or_none() is not None:
+                await self._log.append_in(connection, [created])

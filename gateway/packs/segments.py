@@ -1,0 +1,223 @@
+"""Pushed objects become segments: one blob, one row and a few statements for each chunk.
+
+The segment's row (`pending`) stands before its blob, and the blob before the rows that name it, so
+a crash leaves a pending segment that nothing points to, never an index row without bytes. Storing
+a chunk again is safe: what an earlier try made known is skipped, and what it left pending is
+garbage for `gc`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import structlog
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.errors import Incomplete
+from gateway.packs.splice import entry_head
+from gateway.packs.transaction import transaction, tried_again
+from gateway.wire.ids import bare, object_id_of
+from gateway.wire.messages import PushObject
+from leases.database import Database
+from leases.errors import Failure, StoreUnavailable
+from leases.ids import new_mpack_id
+from leases.lessor import Caller
+from leases.ports import BlobStore
+from leases.steps import Step, Steps, no_steps
+
+_log = structlog.get_logger(__name__)
+
+# Hashing holds the event loop for about 1 ms per MiB; beyond this it goes to a thread.
+HASH_INLINE_BYTES_MAX = 256 * 1024
+
+# An object counts as known when its bytes can be read: through a live segment, or through an index
+# row of other code, which has no segments row.
+_KNOWN = """
+SELECT DISTINCT i.entity_id FROM mpack_index i LEFT JOIN segments s USING (mpack_id)
+ WHERE i.entity_type = 'object' AND i.entity_id = ANY($1::text[])
+   AND s.state IS DISTINCT FROM 'pending'"""
+_PENDING = "INSERT INTO segments (mpack_id, storage_key, state) VALUES ($1, $2, 'pending')"
+_MEMBERS = """
+INSERT INTO object_refs (repo_id, object_id) SELECT $1, unnest($2::text[]) ON CONFLICT DO NOTHING"""
+
+_OBJECTS = text("""
+INSERT INTO objects (object_id, path, size_bytes, storage_uri)
+SELECT object_id, path, size_bytes, :key
+  FROM unnest(CAST(:ids AS text[]), CAST(:paths AS text[]), CAST(:sizes AS bigint[]))
+       AS new (object_id, path, size_bytes)
+ON CONFLICT DO NOTHING""")
+_INDEX = text("""
+INSERT INTO mpack_index (entity_type, entity_id, mpack_id, byte_offset, byte_length)
+SELECT 'object', entity_id, :segment, byte_offset, byte_length
+  FROM unnest(CAST(:ids AS text[]), CAST(:offsets AS bigint[]), CAST(:lengths AS bigint[]))
+       AS new (entity_id, byte_offset, byte_length)
+ON CONFLICT DO NOTHING""")
+_MEMBERS_TOO = text("""
+INSERT INTO object_refs (repo_id, object_id) SELECT :repo, unnest(CAST(:ids AS text[]))
+ON CONFLICT DO NOTHING""")
+_LIVE = text("""
+UPDATE segments SET state = 'live', size_bytes = :size_bytes, sha256 = :sha256
+ WHERE mpack_id = :segment""")
+
+
+def segment_key(segment_id: str) -> str:
+    """Where a segment's blob lies; never under the transient prefix."""
+    return f"segments/{segment_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreResult:
+    """How many objects of a chunk were new to the store, and how many it knew already."""
+
+    stored: int
+    skipped: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Verified objects by bare id, in id order: rows are then locked in one order by everybody."""
+
+    contents: Mapping[str, bytes]
+    paths: Mapping[str, str]
+
+
+async def verify_objects(objects: Sequence[PushObject]) -> Chunk:
+    """Recompute every object's id.
+
+    Errors: Incomplete (422) naming the objects whose bytes have another id.
+    """
+    if sum(len(item.content) for item in objects) > HASH_INLINE_BYTES_MAX:
+        return await asyncio.to_thread(_verify, objects)
+    return _verify(objects)
+
+
+def _verify(objects: Sequence[PushObject]) -> Chunk:
+    stated = [(bare(item.object_id), item) for item in objects]
+    wrong = [object_id for object_id, item in stated if object_id_of(item.content) != object_id]
+    if wrong:
+        raise Incomplete(
+            f"The content of object {wrong[0]} has another id ({len(wrong)} such in all).",
+            wrong=wrong,
+        )
+    stated.sort(key=lambda pair: pair[0])
+    return Chunk(
+        contents={object_id: item.content for object_id, item in stated},
+        paths={object_id: item.path or "" for object_id, item in stated},
+    )
+
+
+class SegmentWriter:
+    """Stores chunks of objects durably and gives a repo its share in them."""
+
+    def __init__(self, database: Database, store: BlobStore, steps: Steps = no_steps) -> None:
+        self._database = database
+        self._store = store
+        self._step = steps
+
+    async def store(
+        self, repo_id: str, objects: Sequence[PushObject], caller: Caller
+    ) -> StoreResult:
+        """Verify these objects and store those that are new as one segment.
+
+        Effects: writes one segment, index rows, the repo's membership (of known objects too).
+        Errors:  Incomplete when an object has another id than stated: then nothing is stored.
+        """
+        return await self.store_verified(repo_id, await verify_objects(objects), caller)
+
+    async def store_verified(self, repo_id: str, chunk: Chunk, caller: Caller) -> StoreResult:
+        """As `store`, for objects that were verified already."""
+        ids = list(chunk.contents)
+        if not ids:
+            return StoreResult(stored=0, skipped=0)
+        rows = await self._database.fetch(_KNOWN, ids)
+        known = {row["entity_id"] for row in rows}
+        new = {key: content for key, content in chunk.contents.items() if key not in known}
+        if new:
+            new_chunk = Chunk(contents=new, paths=chunk.paths)
+            segment_id = await self._write_segment(repo_id, new_chunk, all_ids=ids)
+            _log.info(
+                "segment_stored",
+                segment_id=segment_id,
+                repo_id=repo_id,
+                objects=len(new),
+                actor=caller.actor,
+                request_id=caller.request_id,
+            )
+        else:
+            await self._database.execute(_MEMBERS, repo_id, ids)
+        return StoreResult(stored=len(new), skipped=len(known))
+
+    async def _write_segment(self, repo_id: str, new: Chunk, *, all_ids: list[str]) -> str:
+        segment_id = new_mpack_id()
+        key = segment_key(segment_id)
+        segment = await _offloaded(new.contents)
+        await self._database.execute(_PENDING, segment_id, key)
+        self._step(Step.SEGMENT_PENDING)
+        await self._put(key, segment.blob)
+        self._step(Step.SEGMENT_PUT)
+        live = {"segment": segment_id, "size_bytes": len(segment.blob), "sha256": segment.sha256}
+
+        async def make_live() -> None:
+            async with transaction(self._database) as connection:
+                await _insert(connection, segment_id, new=new, segment=segment)
+                await connection.execute(_MEMBERS_TOO, {"repo": repo_id, "ids": all_ids})
+                await connection.execute(_LIVE, live)
+
+        await tried_again(make_live)  # Every statement of it may run twice.
+        self._step(Step.SEGMENT_LIVE)
+        return segment_id
+
+    async def _put(self, key: str, blob: bytes) -> None:
+        try:
+            await self._store.put(key, blob)
+        except Failure:
+            raise
+        except Exception as error:  # Whatever a host's backend raises is its failure (ports.py).
+            raise StoreUnavailable(cause=type(error).__name__) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Segment:
+    blob: bytes
+    sha256: str
+    lengths: list[int]
+
+
+def _segment_of(contents: Mapping[str, bytes]) -> _Segment:
+    parts: list[bytes] = []
+    lengths: list[int] = []
+    for object_id, content in contents.items():
+        head = entry_head(object_id, len(content))
+        parts += (head, content)
+        lengths.append(len(head) + len(content))
+    blob = b"".join(parts)
+    return _Segment(blob=blob, sha256=hashlib.sha256(blob).hexdigest(), lengths=lengths)
+
+
+async def _offloaded(contents: Mapping[str, bytes]) -> _Segment:
+    if sum(map(len, contents.values())) > HASH_INLINE_BYTES_MAX:
+        return await asyncio.to_thread(_segment_of, contents)
+    return _segment_of(contents)
+
+
+async def _insert(
+    connection: AsyncConnection, segment_id: str, *, new: Chunk, segment: _Segment
+) -> None:
+    ids = list(new.contents)
+    objects = {
+        "ids": ids,
+        "paths": [new.paths[object_id] for object_id in ids],
+        "sizes": [len(content) for content in new.contents.values()],
+    }
+    await connection.execute(_OBJECTS, objects | {"key": segment_key(segment_id)})
+    index = {
+        "ids": ids,
+        "offsets": list(accumulate(segment.lengths[:-1], initial=0)),
+        "lengths": segment.lengths,
+    }
+    await connection.execute(_INDEX, index | {"segment": segment_id})
