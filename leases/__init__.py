@@ -52,17 +52,18 @@ look-ahead and loses nothing.
 What each failure does
 ----------------------
 
-    we die holding a claim          the claim ends with our database session, about a second later;
-                                    behind a pooler, at the claim limit
-    the deletion's answer is lost   the row is due again; deleting again finds nothing; recorded once
-    the record's answer is lost     the append is sent again; its event id makes that the same event
-    two replicas claim              rows are skipped when locked; a claim that was taken over cannot
+    we die holding a claim          the claim ends with our database session, within about a
+                                    second; behind a pooler, at the claim limit
+    the deletion's answer is lost   the row is due again; deleting again finds nothing
+    the record's answer is lost     the append is sent again; its event id makes it the same event
+    two replicas claim              locked rows are skipped; a claim that was taken over cannot
                                     record
-    the store is out                the circuit opens; no attempt is counted; probes until it is back
-    one blob cannot be deleted      retried for ever, ever more slowly; after eight times it is stuck,
-                                    which is persisted and alerted on
+    the store is out                the circuit opens; no attempt is counted; probes until it is
+                                    back
+    one blob cannot be deleted      retried for ever, ever more slowly; after eight times it is
+                                    stuck, which is persisted and alerted on
     a timed-out PUT lands late      reconcile finds a blob of a closed lease and deletes it
-    the database lost its tail      the store's mark shows it; reaping pauses until a human has looked
+    the database lost its tail      the store's mark shows it; reaping pauses until a human looked
     the wrong database              the mark belongs to another log; reaping pauses
 
 The deletion request is sent at least once and is idempotent; the recorded cleanup is exactly one.

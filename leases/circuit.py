@@ -37,6 +37,8 @@ class Circuit:
 
     def opened(self) -> None:
         """The store was out."""
+        if self.wait_seconds() > 0:
+            return  # Other workers' calls of the same moment; only a failed probe is news.
         if self._open_until is None:
             self._pause = self._first_pause
         else:

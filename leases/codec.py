@@ -61,14 +61,16 @@ def decode(type_: str, schema_version: int, data: str) -> Event:
     kind = _BY_TYPE.get(type_)
     if kind is None or schema_version != SCHEMA_VERSION:
         raise LogCorrupt("This event's form is unknown.", type=type_, schema_version=schema_version)
-    stored = json.loads(data)
     known = {field.name for field in fields(kind)}
     hints = _HINTS[type_]
-    event: Event = kind(
-        **{
-            name: _decode_value(hints[name], value)
-            for name, value in stored.items()
-            if name in known
-        }
-    )
+    try:
+        event: Event = kind(
+            **{
+                name: _decode_value(hints[name], value)
+                for name, value in json.loads(data).items()
+                if name in known
+            }
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise LogCorrupt("This event cannot be read.", type=type_) from error
     return event

@@ -119,6 +119,8 @@ def _activate(lease: Lease, command: ActivateLease, now: datetime) -> tuple[Even
         raise InvalidRequest("ttl_seconds must be above zero.", ttl_seconds=command.ttl_seconds)
     wished = now + timedelta(seconds=command.ttl_seconds)
     expires_at = min(wished, _life_end(lease, command.lease_life_max_seconds))
+    if expires_at <= now:  # An upload limit may reach past the longest life.
+        raise LeaseEnded(mpack_id=lease.mpack_id)
     return (
         LeaseActivated(
             sha256=command.sha256,

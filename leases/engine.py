@@ -42,7 +42,8 @@ _log = structlog.get_logger(__name__)
 class LeaseEngine:
     """Owns every task of the lease machinery of one process.
 
-    With `watch=False` nothing runs by itself (no alarm, no sweeps): for commands.
+    With `watch=False` nothing runs by itself (no alarm, no sweeps): for commands. `direct` leads
+    past a transaction pooler, where session locks and notifications would be lost.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class LeaseEngine:
         clock: Clock | None = None,
         steps: Steps = no_steps,
         watch: bool = True,
+        direct: Database | None = None,
     ) -> None:
         problems = policy.problems()
         if problems:
@@ -64,7 +66,7 @@ class LeaseEngine:
         self.clock: Clock = clock or SystemClock()
         self.database_clock = DatabaseClock(self.clock)
         self.log = EventLog(database, self.clock)
-        self.instance = Instance(database, self.clock)
+        self.instance = Instance(direct or database, self.clock)
         self.auditor = Auditor(database, self.log)
         self._steps = steps
         self._watch = watch

@@ -33,6 +33,7 @@ EVENTS_PER_CALL_MAX = 1000
 EVENTS_WAITING_MAX = 50_000
 # Pauses before a call is sent again; event ids make that safe.
 _RETRY_PAUSES_SECONDS = (0.05, 0.2, 0.5)
+_STOPPING = "The gateway is stopping; try again shortly."
 
 _COLUMNS = (
     "position, event_id, stream, version, type, schema_version, data, data_sha, actor, request_id,"
@@ -61,6 +62,13 @@ _APPEND_BOUND = text(
     + ", ".join(f"CAST(:{name} AS {kind})" for name, kind in _PARAMETERS)
     + ")"
 )
+
+_PLACES = """
+SELECT e.position AS event_position, e.version AS event_version, e.recorded_at AS event_recorded_at
+FROM unnest({ids}) WITH ORDINALITY AS asked (event_id, ord) JOIN events AS e USING (event_id)
+ORDER BY asked.ord
+"""
+_PLACES_BOUND = text(_PLACES.format(ids="CAST(:ids AS uuid[])"))
 
 _log = structlog.get_logger(__name__)
 
@@ -155,6 +163,7 @@ class EventLog:
         self._waiting: deque[_Group] = deque()
         self._waiting_events = 0
         self._wake = asyncio.Event()
+        self._ended = False
 
     async def append(self, events: Sequence[NewEvent]) -> Sequence[Recorded]:
         """Append all of them or none, in one transaction with whatever else is waiting.
@@ -166,6 +175,8 @@ class EventLog:
         assert len({event.stream for event in events}) == len(events), "one event per stream"
         if self._waiting_events + len(events) > EVENTS_WAITING_MAX:
             raise DatabaseUnavailable("Too many events wait for the database; try again shortly.")
+        if self._ended:
+            raise DatabaseUnavailable(_STOPPING)
         group = _Group(events, asyncio.get_running_loop().create_future())
         self._waiting.append(group)
         self._waiting_events += len(events)
@@ -187,7 +198,11 @@ class EventLog:
         names = [name for name, _kind in _PARAMETERS]
         arguments = dict(zip(names, _arguments([events]), strict=True))
         rows = (await connection.execute(_APPEND_BOUND, arguments)).all()
-        if any(row.verdict != "ok" for row in rows):
+        if all(row.verdict == "repeat" for row in rows):
+            # The caller's transaction ran before, and the answer to its COMMIT was lost.
+            ids = [event.event_id for event in events]
+            rows = (await connection.execute(_PLACES_BOUND, {"ids": ids})).all()
+        elif any(row.verdict != "ok" for row in rows):
             _refuse((row.verdict for row in rows), events)
         return [
             Recorded(
@@ -200,6 +215,7 @@ class EventLog:
 
     async def run(self) -> None:
         """Join and append, for as long as the process lives."""
+        batch: list[_Group] = []
         try:
             while True:
                 await self._wake.wait()
@@ -209,8 +225,9 @@ class EventLog:
                 else:
                     self._wake.clear()
         finally:
-            for group in self._waiting:
-                _fail(group, DatabaseUnavailable("The gateway is stopping; try again shortly."))
+            self._ended = True
+            for group in (*batch, *self._waiting):
+                _fail(group, DatabaseUnavailable(_STOPPING))
 
     def _take(self) -> list[_Group]:
         """The next call's groups: in order, at most one event of a stream among them."""
@@ -241,10 +258,6 @@ class EventLog:
     async def _flush(self, batch: list[_Group]) -> None:
         try:
             rows = await self._call([group.events for group in batch])
-        except asyncio.CancelledError:
-            for group in batch:
-                group.done.cancel()
-            raise
         except DatabaseUnavailable as failure:
             for group in batch:
                 _fail(group, failure)
@@ -290,13 +303,7 @@ class EventLog:
 
     async def _place(self, event: NewEvent) -> Recorded:
         """Where an event stands that an earlier, unanswered call appended."""
-        assert event.expected_version is not None
-        row = await self._database.fetchrow(
-            "SELECT position AS event_position, version AS event_version,"
-            " recorded_at AS event_recorded_at FROM events WHERE stream = $1 AND version = $2",
-            event.stream,
-            event.expected_version + 1,
-        )
+        row = await self._database.fetchrow(_PLACES.format(ids="$1::uuid[]"), [event.event_id])
         assert row is not None
         return _recorded(row)
 

@@ -51,8 +51,12 @@ DUE_NOW = f"""
 SELECT statement_timestamp() AS now, attempts, {LEASE_COLUMNS} FROM mpack_leases
 WHERE state <> 'reclaimed' AND {DUE} <= statement_timestamp() ORDER BY {DUE} LIMIT $1
 """
+# No attempt is counted, but others come first: a blob that alone answers like an outage would
+# otherwise be every probe, and keep all deletions waiting for ever.
 _HAND_BACK = """
-UPDATE mpack_leases SET claimed_by = NULL, claimed_until = NULL, claim_token = NULL
+UPDATE mpack_leases
+SET claimed_by = NULL, claimed_until = NULL, claim_token = NULL,
+    next_attempt_at = clock_timestamp() + make_interval(secs => $3)
 WHERE mpack_id = ANY ($1::text[]) AND claim_token = $2
 """
 _COUNT_FAILURES = """
@@ -321,9 +325,9 @@ class Reaper:
         if failed:
             await self._record_failed(failed, now=now, token=token)
         if out:
-            await self._database.execute(
-                _HAND_BACK, [due.lease.mpack_id for due, _error in out], token
-            )
+            ids = [due.lease.mpack_id for due, _error in out]
+            pause = self._policy.retry_first_seconds
+            await self._database.execute(_HAND_BACK, ids, token, pause)
         return result
 
     def _judge_store(

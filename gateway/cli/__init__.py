@@ -1,0 +1,64 @@
+"""The command line: `mpack-gateway`.
+
+Verbs are imported when they are used, so that `--help` is there at once. Data goes to stdout, talk
+to stderr. The exit codes stand in `exits.py`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from gateway import __version__
+
+# verb: module, function in it, what it is for (shown without importing it)
+_VERBS = {
+    "serve": ("gateway.cli.serve", "serve", "Serve the gateway."),
+    "dev": ("gateway.cli.dev", "dev", "Serve with a PostgreSQL and a store of its own."),
+    "demo": ("gateway.cli.demo", "demo", "See the whole life of a pack in a minute."),
+    "db": ("gateway.cli.db", "db", "Migrate the database."),
+    "token": ("gateway.cli.token", "token", "Make and revoke API tokens."),
+    "repo": ("gateway.cli.repo", "repo", "Make repositories."),
+    "lease": ("gateway.cli.lease", "lease", "Look at leases."),
+    "sweep": ("gateway.cli.sweep", "sweep", "Reap what is due, now."),
+    "audit": ("gateway.cli.audit", "audit", "Check the log and the lease table."),
+    "config": ("gateway.cli.config", "config", "Look at the settings."),
+}
+
+
+class LazyVerbs(click.Group):
+    """A group that knows its verbs by name and imports one when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        return list(_VERBS)
+
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002  click's signature
+        cmd_name: str,
+    ) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        module, function, _about = _VERBS[cmd_name]
+        command = getattr(import_module(module), function)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002  click's signature
+        formatter: click.HelpFormatter,
+    ) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, about) for verb, (_, _, about) in _VERBS.items()])
+
+
+@click.command(cls=LazyVerbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mpack-gateway")
+def main() -> None:
+    """A storage gateway whose presigned packs are gone within a second of their deadline.
+
+    Settings come from MPACK_* variables; `mpack-gateway config show` prints them. Exit codes:
+    0 done, 1 failed, 2 wrong usage, 3 nothing matched, 4 done in part, 75 try again later.
+    """

@@ -29,6 +29,8 @@ _ENCODER = msgspec.msgpack.Encoder()
 _MANIFEST = msgspec.msgpack.Decoder(Manifest)
 _DELTA = msgspec.msgpack.Decoder(Delta)
 _DRIVE = re.compile(r"[A-Za-z]:")
+# A clone would overwrite the configuration and hooks of whoever checks it out.
+_CLIENT_FOLDERS = frozenset({".git", ".muse"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,4 +187,6 @@ def _reason_against(path: str) -> str | None:
         return "has an empty segment"
     if "." in segments or ".." in segments:
         return "has a segment that is . or .."
+    if segments[0].lower() in _CLIENT_FOLDERS:
+        return "lies in a folder that belongs to the client itself"
     return None

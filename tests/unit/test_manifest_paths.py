@@ -19,6 +19,7 @@ def test_ordinary_paths_pass(path: str) -> None:
     "path",
     [
         *("", "/a", "//a", "a/", "a//b", ".", "..", "a/..", "../a", "a/../../b", "a/./b"),
+        *(".git/hooks/post-checkout", ".muse/config", ".GIT/config"),
         *("a\0b", "\\a", "\\\\server\\share", "..\\a", "a\\..\\b", "C:\\a", "c:a", "a\\", "\ud800"),
     ],
 )

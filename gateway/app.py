@@ -1,0 +1,75 @@
+"""The HTTP application: settings in, a Starlette app out; its lifespan owns every task."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NoReturn
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.routing import BaseRoute
+
+from gateway.middleware import BodyLimit, RequestContext
+from gateway.routes.access import Access
+from gateway.routes.blobs import blob_routes
+from gateway.routes.fetch import fetch_routes
+from gateway.routes.health import health_routes
+from gateway.routes.leases import lease_routes
+from gateway.routes.push import push_routes
+from gateway.routes.refs import refs_routes
+from gateway.service import Service
+from gateway.settings import Settings
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The gateway as an ASGI app; nothing is opened before its lifespan begins."""
+    service = Service(settings)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        async with service:
+            yield
+
+    app = Starlette(
+        routes=routes_of(service),
+        lifespan=lifespan,
+        middleware=[
+            Middleware(RequestContext, clock=service.clock),
+            Middleware(
+                BodyLimit,
+                bytes_max=max(settings.wire.body_bytes_max, settings.wire.ids_body_bytes_max),
+                bytes_together_max=settings.bodies_bytes_max,
+                seconds_max=settings.body_timeout_seconds,
+            ),
+        ],
+        # Every error is answered by RequestContext, in one shape.
+        exception_handlers={HTTPException: _pass_on},
+    )
+    app.router.redirect_slashes = False  # The client follows no redirect.
+    app.state.service = service
+    return app
+
+
+def routes_of(service: Service) -> list[BaseRoute]:
+    """Every address there is. The fixed ones come first: `/v1/leases` is no repo."""
+    access = Access(
+        service.tokens,
+        service.repos,
+        create_on_push=service.settings.create_repo_on_push,
+        visibility=service.settings.new_repo_visibility,
+    )
+    return [
+        *health_routes(service),
+        *lease_routes(access, service.listing, service.repos),
+        *blob_routes(service.store),
+        *refs_routes(access, service.database, service.settings.wire),
+        *fetch_routes(access, service),
+        *push_routes(access, service),
+    ]
+
+
+async def _pass_on(_request: Request, error: Exception) -> NoReturn:
+    raise error

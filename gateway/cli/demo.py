@@ -1,0 +1,154 @@
+"""`mpack-gateway demo`: the whole life of a pack, shown and checked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from gateway.cli.exits import Exit, told
+
+if TYPE_CHECKING:
+    from gateway.demo.process import GatewayProcess
+    from gateway.demo.report import Report
+
+# Sharing is for TTLs of half a minute and more; nobody wants to watch that long.
+_SETTINGS = {"MPACK_SHARE_TTL_MIN_SECONDS": "0.5", "MPACK_SHARE_GUARD_SECONDS": "0.2"}
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@click.command()
+@click.option(
+    "--repo", envvar="DEMO_REPO", type=click.Path(path_type=Path), default=Path(),
+    metavar="DIR", help="The Git repository to show (DEMO_REPO); by default the one here.",
+)  # fmt: skip
+@click.option(
+    "--ttl", envvar="DEMO_TTL", type=click.FloatRange(1, 600), default=10.0, show_default=True,
+    metavar="SECONDS", help="How long the first pack's URL lives (DEMO_TTL).",
+)  # fmt: skip
+@click.option("--keep", envvar="KEEP", is_flag=True, help="Stay up afterwards (KEEP=1).")
+def demo(*, repo: Path, ttl: float, keep: bool) -> None:
+    """See the whole life of a pack in a minute, with every claim checked.
+
+    A real gateway process, a real Git history, kill -9 included; nothing is left behind but the
+    gateway's log. The exit code is 0 only if everything was true.
+    """
+    from gateway.demo.report import Report
+
+    report = Report()
+    began = time.monotonic()
+    with told(), _ended_by_signals(), _scratch() as scratch:
+        gateway = _gateway(scratch)
+        try:
+            _tell(report, gateway, scratch=scratch, repo=repo.absolute(), ttl=ttl)
+            if keep:
+                _stay(gateway)
+        finally:
+            with _undisturbed():
+                _leave(report, gateway)
+    click.echo()
+    if report.failed:
+        click.secho(f"Not everything held: {'; '.join(report.failed)}", fg="red", bold=True)
+        raise SystemExit(Exit.FAILED)
+    click.secho(f"All of it held, in {time.monotonic() - began:.0f} s.", bold=True)
+
+
+def _gateway(scratch: Path) -> GatewayProcess:
+    from gateway.demo.process import GatewayProcess
+
+    handle, log_file = tempfile.mkstemp(prefix="mpack-gateway-demo-", suffix=".log")
+    os.close(handle)
+    return GatewayProcess(scratch / "gateway", _SETTINGS, log_file=Path(log_file))
+
+
+def _tell(
+    report: Report, gateway: GatewayProcess, *, scratch: Path, repo: Path, ttl: float
+) -> None:
+    from gateway.demo.sources import open_source
+    from gateway.demo.story import Stage, tell
+
+    source = open_source(repo, scratch)
+    with source.history:
+        tell(Stage(report=report, gateway=gateway, source=source, scratch=scratch, ttl_seconds=ttl))
+
+
+def _stay(gateway: GatewayProcess) -> None:
+    from gateway.demo.story import OWNER_AND_REPO
+
+    token = gateway.token
+    lines = [
+        "",
+        f"It stays up at {gateway.url}. Try, in another terminal:",
+        f"  curl {gateway.url}/readyz",
+        f"  curl -H 'Authorization: Bearer {token}' {gateway.url}/v1/leases",
+        f"  curl -H 'Authorization: Bearer {token}' {gateway.url}/{OWNER_AND_REPO}/refs",
+        f"  set -a; . {gateway.folder / 'mpack.env'}; set +a",
+        "  mpack-gateway lease list",
+        "  mpack-gateway audit verify",
+        "",
+        "Ctrl-C ends it and leaves nothing running.",
+    ]
+    click.echo("\n".join(lines))
+    try:
+        gateway.wait()
+    except SystemExit:
+        click.echo()
+
+
+def _leave(report: Report, gateway: GatewayProcess) -> None:
+    """End the gateway, and see that it is gone."""
+    code = gateway.stop()
+    left = gateway.database_processes()
+    gateway.close()
+    gateway.remove()
+    if code is not None:
+        report.chapter("The end")
+        report.check("the gateway ended when it was told to", code == 0, f"exit code {code}")
+        report.check("nothing is left running", not left, f"{len(left)} processes")
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for everything, gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="mpack-gateway-demo-"))
+    try:
+        folder.chmod(0o711)  # Started by root, PostgreSQL's own account passes through it.
+        yield folder
+    finally:
+        with _undisturbed():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Ctrl-C and the others end it by way of its `finally` blocks."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in _ENDINGS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Cleaning up is not interrupted by a second Ctrl-C."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDINGS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

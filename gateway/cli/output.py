@@ -1,0 +1,64 @@
+"""How commands print: data on stdout, as JSON or as lines a person reads."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+import msgspec
+
+from gateway.wire.render import rfc3339
+
+
+def print_json(value: Any) -> None:
+    """One JSON document."""
+    text = msgspec.json.format(msgspec.json.encode(_plain(value)), indent=2)
+    click.echo(text.decode())
+
+
+def print_pairs(pairs: Mapping[str, Any]) -> None:
+    """A map as lines: name, value."""
+    width = max((len(name) for name in pairs), default=0)
+    for name, value in pairs.items():
+        click.echo(f"{name:<{width}}  {_shown(value)}".rstrip())
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Rows as a table: drawn on a terminal, tab-separated with a header elsewhere."""
+    if sys.stdout.isatty():
+        _draw(rows, columns)
+        return
+    click.echo("\t".join(columns))
+    for row in rows:
+        click.echo("\t".join(_shown(row[name]) for name in columns))
+
+
+def _draw(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(_shown(row[name]) for name in columns))
+    Console().print(table)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,88 @@
+"""`mpack-gateway serve`: the service."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import click
+
+from gateway.cli.exits import Exit, run
+from gateway.cli.options import database_url_option, settings_of
+from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    import uvicorn
+
+
+@click.command()
+@click.option("--host", help="Listen here instead of MPACK_HOST.")
+@click.option("--port", help="Listen on this port instead of MPACK_PORT.")
+@click.option(
+    "--forwarded-allow-ips", metavar="LIST",
+    help="Believe X-Forwarded-* headers from these addresses; by default from none.",
+)  # fmt: skip
+@database_url_option
+def serve(
+    *,
+    host: str | None,
+    port: str | None,
+    forwarded_allow_ips: str | None,
+    database_url: str | None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests that are under way are finished first."""
+    from gateway.logs import configure
+
+    settings = settings_of(database_url, host=host, port=port)
+    configure(log_format=settings.log_format, level=settings.log_level)
+    run(_check(settings))
+    server = make_server(settings, forwarded_allow_ips=forwarded_allow_ips)
+    try:
+        server.run()
+    except SystemExit:
+        # The server's own exit codes mean something else in our table.
+        raise SystemExit(Exit.FAILED) from None
+    if not server.started:
+        raise SystemExit(Exit.FAILED)
+
+
+async def _check(settings: Settings) -> None:
+    """Say in one sentence what would otherwise be a traceback from the lifespan."""
+    from gateway.cli.opened import opened_database
+
+    async with opened_database(settings):
+        pass
+
+
+def make_server(settings: Settings, *, forwarded_allow_ips: str | None = None) -> uvicorn.Server:
+    """A server for these settings, not yet running; one process, one event loop."""
+    import uvicorn
+
+    from gateway.app import create_app
+
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=forwarded_allow_ips is not None,
+        forwarded_allow_ips=forwarded_allow_ips,
+        timeout_keep_alive=5,
+        # An open stream must not keep SIGTERM waiting for ever.
+        timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
+    )
+    return uvicorn.Server(config)
+
+
+def listening_socket(host: str, port: int = 0) -> socket.socket:
+    """A bound socket; with port 0 the system chooses one, which is then known before serving."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind((host, port))
+    return listening

@@ -1,0 +1,58 @@
+"""Every number of building and sharing packs, with its unit in its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackPolicy:
+    """The settings of pack building; `problems()` says what does not fit together.
+
+    Source:  DESIGN 7 (heartbeat, its limit, poll), WIRE.md (the client refuses answers over 64
+             MiB); the others are chosen so that four builds stay below 200 MiB of memory.
+    """
+
+    inline_bytes_max: int = 64 * _MIB
+    pack_bytes_max: int = 16 * 1024 * _MIB
+    build_window_bytes: int = 8 * _MIB
+    build_reads_parallel: int = 8
+    build_join_gap_bytes: int = 32 * 1024
+    builds_at_once: int = 4
+    builds_waiting_max: int = 200
+    build_wait_seconds: float = 30
+    plan_seconds_max: float = 300
+    spool_memory_bytes: int = 4 * _MIB
+    spool_bytes_max: int = 32 * 1024 * _MIB
+    spool_dir: Path | None = None
+    foreign_blob_bytes_max: int = 1024 * _MIB
+    foreign_object_bytes_max: int = 64 * _MIB
+    slot_beat_seconds: float = 2
+    slot_limit_seconds: float = 10
+    slot_poll_seconds: float = 0.25
+    slot_wait_seconds: float = 300
+    zstd_level: int = 3
+
+    def problems(self) -> list[str]:
+        """One sentence for each setting, or pair of settings, that cannot work."""
+        found = [
+            f"{field.name} must be above zero"
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), int | float)
+            and field.name != "build_join_gap_bytes"
+            and not getattr(self, field.name) > 0
+        ]
+        if self.build_window_bytes < 4096:
+            found.append(
+                "build_window_bytes must be at least 4096, so that it holds an entry's head"
+            )
+        if self.slot_beat_seconds * 2 > self.slot_limit_seconds:
+            found.append("slot_limit_seconds must be at least twice slot_beat_seconds")
+        if not 1 <= self.zstd_level <= 19:
+            found.append("zstd_level must lie between 1 and 19")
+        if self.spool_memory_bytes > self.spool_bytes_max:
+            found.append("spool_memory_bytes must not exceed spool_bytes_max")
+        return found

@@ -1,0 +1,77 @@
+"""What the routes share: the repo of an address for this caller, the body of a request."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from gateway.auth import Principal, Tokens, check_push, check_read
+from gateway.errors import RepoMissing
+from gateway.packs.repos import Repo, Repos, Visibility, is_repo_name
+from gateway.wire.body import decode
+from gateway.wire.limits import WireLimits
+from gateway.wire.render import body_format
+from leases.lessor import Caller
+
+T = TypeVar("T")
+
+
+class Access:
+    """Finds repos for callers, and hides from them what they may not see."""
+
+    def __init__(
+        self, tokens: Tokens, repos: Repos, *, create_on_push: bool, visibility: Visibility
+    ) -> None:
+        self._tokens = tokens
+        self._repos = repos
+        self._create_on_push = create_on_push
+        self._visibility = visibility
+
+    async def principal(self, request: Request) -> Principal:
+        """The caller. Errors: Unauthorized for a bad token."""
+        return await self._tokens.principal(request)
+
+    async def readable(self, request: Request) -> tuple[Principal, Repo]:
+        """The caller and the repo, which the caller may read."""
+        principal = await self.principal(request)
+        owner, slug = _names(request)
+        repo = await self._repos.find(owner=owner, slug=slug)
+        check_read(principal, repo, f"{owner}/{slug}")
+        assert repo is not None
+        return principal, repo
+
+    async def pushable(self, request: Request) -> tuple[Principal, Repo]:
+        """The caller and the repo, which the caller may push to; a first push makes it."""
+        principal = await self.principal(request)
+        owner, slug = _names(request)
+        repo = await self._repos.find(owner=owner, slug=slug)
+        check_push(principal, repo, f"{owner}/{slug}")
+        if repo is None:
+            if not self._create_on_push:
+                raise RepoMissing
+            repo = await self._repos.ensure(
+                owner=owner,
+                slug=slug,
+                visibility=self._visibility,
+                caller=caller_of(request, principal),
+            )
+        return principal, repo
+
+
+def caller_of(request: Request, principal: Principal) -> Caller:
+    """How events name this request."""
+    return Caller(actor=principal.actor, request_id=request.state.request_id)
+
+
+async def body_of(request: Request, type_: type[T], limits: WireLimits) -> T:
+    """The body, decoded and within the limits."""
+    form = body_format(request.headers.get("content-type"))
+    return decode(await request.body(), type_, limits=limits, body_format=form)
+
+
+def _names(request: Request) -> tuple[str, str]:
+    owner, slug = request.path_params["owner"], request.path_params["repo"]
+    if not (is_repo_name(owner) and is_repo_name(slug)):
+        raise RepoMissing  # Nothing can be stored under such a name.
+    return owner, slug

@@ -1,0 +1,128 @@
+"""`POST /{owner}/{repo}/fetch` and `/fetch/mpack`: what a client lacks, inline or behind a URL.
+
+The two differ in nothing but what they answer when the request does not say: the Muse client takes
+a URL-only answer for an empty repo, so `/fetch` answers the pack itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from gateway.packs.fetch import FetchAnswer
+from gateway.packs.repos import Repo, branch_heads
+from gateway.packs.transaction import reading
+from gateway.routes.access import Access, body_of, caller_of
+from gateway.service import Service
+from gateway.wire.ids import IdForm
+from gateway.wire.messages import FetchMpackRequest, FetchRequest
+from gateway.wire.render import MSGPACK, render, wanted_format
+from leases.errors import InvalidRequest
+from leases.lessor import Caller
+
+AnyFetch = FetchRequest | FetchMpackRequest
+
+
+def fetch_routes(access: Access, service: Service) -> list[Route]:
+    """The routes that answer packs."""
+
+    async def answer(request: Request, type_: type[FetchRequest | FetchMpackRequest]) -> Response:
+        principal, repo = await access.readable(request)
+        wish = await body_of(request, type_, service.settings.wire)
+        caller = caller_of(request, principal)
+        heads = await _heads(service, repo, wish)
+        if wish.delivery == "inline":
+            return await _inline(request, service, repo, wish=wish, heads=heads, caller=caller)
+        return await _behind_url(request, service, repo, wish=wish, heads=heads, caller=caller)
+
+    async def fetch(request: Request) -> Response:
+        return await answer(request, FetchRequest)
+
+    async def fetch_mpack(request: Request) -> Response:
+        return await answer(request, FetchMpackRequest)
+
+    address = "/{owner}/{repo}/fetch"
+    return [
+        Route(address, fetch, methods=["POST"], name="fetch"),
+        Route(f"{address}/mpack", fetch_mpack, methods=["POST"], name="fetch_mpack"),
+    ]
+
+
+async def _heads(service: Service, repo: Repo, wish: AnyFetch) -> dict[str, str]:
+    """The heads in the form in which the request writes ids."""
+    form = IdForm.of_first(wish.want)
+    async with reading(service.database) as connection:
+        heads = await branch_heads(connection, repo.repo_id)
+    return {name: form.write(commit_id) for name, commit_id in heads.items()}
+
+
+async def _behind_url(
+    request: Request,
+    service: Service,
+    repo: Repo,
+    *,
+    wish: AnyFetch,
+    heads: dict[str, str],
+    caller: Caller,
+) -> Response:
+    found = await service.packs.fetch_mpack(
+        partial(reading, service.database),
+        repo.repo_id,
+        want=wish.want,
+        have=wish.have,
+        ttl_seconds=wish.ttl_seconds,
+        ttl_min_seconds=service.settings.lease.ttl_min_http_seconds,
+        share=wish.share,
+        encoding=wish.encoding,
+        caller=caller,
+    )
+    return render(request, _told(found) | {"branch_heads": heads})
+
+
+def _told(found: FetchAnswer) -> dict[str, Any]:
+    """The answer's map; the pack's bytes only where the store has no URLs."""
+    told = asdict(found)
+    if found.mpack is None:
+        del told["mpack"]
+    return told
+
+
+async def _inline(
+    request: Request,
+    service: Service,
+    repo: Repo,
+    *,
+    wish: AnyFetch,
+    heads: dict[str, str],
+    caller: Caller,
+) -> Response:
+    if wish.encoding != "raw":
+        raise InvalidRequest("A pack in the answer itself is never compressed; ask for a URL.")
+    pack = await service.packs.fetch_inline(
+        partial(reading, service.database),
+        repo.repo_id,
+        want=wish.want,
+        have=wish.have,
+        pairs={"branch_heads": heads},
+        share=wish.share,
+        caller=caller,
+    )
+    accept = ",".join(request.headers.getlist("accept"))
+    if wanted_format(accept, default="msgpack") == "json":
+        content = b"".join([chunk async for chunk in pack.chunks])
+        return render(request, msgspec.msgpack.decode(content))
+    return StreamingResponse(
+        pack.chunks,
+        media_type=MSGPACK,
+        headers={
+            "Cache-Control": "no-store",
+            "Content-Length": str(pack.size_bytes),
+            "Vary": "Accept",
+        },
+    )

@@ -1,0 +1,84 @@
+"""`/livez`: the process answers. `/readyz`: what it needs answers, too.
+
+Ready is 200 also when something is degraded: taking a replica out of service would help nobody
+when the store is slow or a clock is off. It is 503 while the database is away or not migrated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.service import Service
+from gateway.wire.render import render
+from leases.errors import BlobMissing, Failure
+from leases.owner import OWNER_KEY
+from schema import migrate
+
+CHECK_SECONDS_MAX = 3.0  # Probes give up after a few seconds; an answer must come before.
+
+
+def health_routes(service: Service) -> list[Route]:
+    """The routes that probes and people ask; open to all, and without any detail worth hiding."""
+
+    async def livez(request: Request) -> Response:
+        return render(request, {"status": "ok"}, default="json")
+
+    async def readyz(request: Request) -> Response:
+        checks = {
+            "database": await _database(service),
+            "store": await _store(service),
+            "reaping": _reaping(service),
+            "clock": _clock(service),
+        }
+        broken = checks["database"]["status"] != "ok"
+        degraded = any(check["status"] != "ok" for check in checks.values())
+        told = "unavailable" if broken else "degraded" if degraded else "ok"
+        answer = {"status": told, "checks": checks}
+        return render(request, answer, default="json", status=503 if broken else 200)
+
+    return [
+        Route("/livez", livez, methods=["GET"], name="livez"),
+        Route("/readyz", readyz, methods=["GET"], name="readyz"),
+    ]
+
+
+async def _database(service: Service) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS_MAX):
+            revision = await service.revision()
+    except (Failure, TimeoutError):
+        return {"status": "unavailable", "detail": "the database does not answer"}
+    if revision != migrate.head():
+        return {"status": "unavailable", "detail": "the database is not migrated"}
+    return {"status": "ok", "revision": revision}
+
+
+async def _store(service: Service) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS_MAX):
+            await service.store.get(OWNER_KEY)
+    except BlobMissing:
+        pass  # It answered; the mark is written when the first reaping is allowed.
+    except Exception:  # noqa: BLE001  whatever a store raises, it did not answer
+        return {"status": "degraded", "detail": "the store does not answer"}
+    return {"status": "ok"}
+
+
+def _reaping(service: Service) -> dict[str, Any]:
+    owner, circuit = service.engine.owner, service.engine.reaper.circuit
+    healthy = owner.may_reap() and not circuit.is_open
+    told = {"status": "ok" if healthy else "degraded", "state": str(owner.state)}
+    if circuit.is_open:
+        told["circuit"] = "open"
+    return told
+
+
+def _clock(service: Service) -> dict[str, Any]:
+    skew = service.engine.database_clock.skew_seconds
+    close = abs(skew) <= service.settings.lease.clock_skew_max_seconds
+    return {"status": "ok" if close else "degraded", "skew_seconds": round(skew, 3)}

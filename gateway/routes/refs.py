@@ -1,0 +1,48 @@
+"""`GET /{owner}/{repo}/refs` and `POST /{owner}/{repo}/filter-objects`: what a repo holds."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.packs.known import known_objects
+from gateway.packs.repos import branch_heads, default_branch
+from gateway.packs.transaction import reading
+from gateway.routes.access import Access, body_of
+from gateway.wire.ids import bare_all
+from gateway.wire.limits import WireLimits
+from gateway.wire.messages import FilterObjectsRequest
+from gateway.wire.render import render
+from leases.database import Database
+
+
+def refs_routes(access: Access, database: Database, limits: WireLimits) -> list[Route]:
+    """The routes that tell what is in a repo."""
+
+    async def refs(request: Request) -> Response:
+        _principal, repo = await access.readable(request)
+        async with reading(database) as connection:
+            heads = await branch_heads(connection, repo.repo_id)
+        answer = {
+            "repo_id": repo.repo_id,
+            "domain": repo.domain,
+            "default_branch": default_branch(repo, heads),
+            "branch_heads": heads,
+        }
+        return render(request, answer)
+
+    async def filter_objects(request: Request) -> Response:
+        _principal, repo = await access.readable(request)
+        asked = await body_of(request, FilterObjectsRequest, limits)
+        ids = dict(zip(asked.object_ids, bare_all(asked.object_ids), strict=True))
+        async with reading(database) as connection:
+            held = await known_objects(connection, repo.repo_id, set(ids.values()))
+        missing = [written for written, object_id in ids.items() if object_id not in held]
+        return render(request, {"missing": missing})
+
+    address = "/{owner}/{repo}"
+    return [
+        Route(f"{address}/refs", refs, methods=["GET"], name="refs"),
+        Route(f"{address}/filter-objects", filter_objects, methods=["POST"], name="filter_objects"),
+    ]

@@ -1,0 +1,140 @@
+"""The parts of the service, put together from the settings; the only place that names adapters.
+
+`Service` is entered by the HTTP app's lifespan, and by commands that need the same machinery
+without serving (`watch=False`: no alarm, no sweeps, nothing runs by itself).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from starlette.datastructures import Secret
+
+from gateway.auth import Tokens
+from gateway.lease_listing import LeaseListing
+from gateway.packs.fetch import PackService
+from gateway.packs.push import PushService
+from gateway.packs.repos import Repos
+from gateway.packs.segments import SegmentWriter
+from gateway.settings import Settings, database_dsn
+from gateway.storage.local import LocalStore
+from leases.clock import SystemClock
+from leases.database import Database, translate
+from leases.engine import LeaseEngine
+from leases.errors import Unavailable
+from leases.steps import Step, Steps, no_steps
+from schema import migrate
+
+_POOL_WAIT_SECONDS = 10.0
+_CONNECT_SECONDS = 5.0
+
+
+class NotMigrated(Unavailable):
+    """The database is not at the schema of this release; run `mpack-gateway db upgrade`."""
+
+    code = "not_migrated"
+
+
+class Service:
+    """Database, store, lease machinery and what works on them. An async context manager."""
+
+    def __init__(self, settings: Settings, *, watch: bool = True) -> None:
+        self.settings = settings
+        self.clock = SystemClock()
+        self.database = Database(make_engine(settings.database_url, settings))
+        self.store = LocalStore(
+            settings.data_dir,
+            public_url=settings.base_url,
+            # The engine is made from the store, so its clock is asked for when it is needed.
+            clock=lambda: self.engine.database_clock.now(),  # noqa: PLW0108
+        )
+        steps = steps_of(settings.crash_at)
+        direct_url = settings.database_direct_url
+        self.engine = LeaseEngine(
+            self.database,
+            self.store,
+            settings.lease,
+            clock=self.clock,
+            steps=steps,
+            watch=watch,
+            direct=None if direct_url is None else Database(make_engine(direct_url, settings)),
+        )
+        self.tokens = Tokens(self.database)
+        self.repos = Repos(self.database, self.engine.log)
+        self.listing = LeaseListing(self.database)
+        self.segments = SegmentWriter(self.database, self.store, steps)
+        self.pushes = PushService(
+            self.database, self.engine.log, self.segments, limits=settings.wire, steps=steps
+        )
+        self.packs = PackService(self.engine, settings.pack, steps=steps)
+        self._open = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as opening:
+            opening.push_async_callback(self.database.close)
+            await self.check_migrated()
+            await opening.enter_async_context(self.store)
+            await opening.enter_async_context(self.engine)
+            await opening.enter_async_context(self.packs)
+            self._open = opening.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._open.aclose()
+
+    async def revision(self) -> str | None:
+        """The schema's revision. Errors: DatabaseUnavailable."""
+        return await revision_of(self.database)
+
+    async def check_migrated(self) -> None:
+        """Refuse to work on a schema that this release does not know."""
+        found = await self.revision()
+        if found != migrate.head():
+            raise NotMigrated(found=found or "nothing", expected=migrate.head())
+
+
+async def revision_of(database: Database) -> str | None:
+    """The schema's revision; None before the first migration."""
+    try:
+        return await migrate.current(database.engine)
+    except Exception as error:
+        if (failure := translate(error)) is not None:
+            raise failure from error
+        raise
+
+
+def make_engine(url: Secret, settings: Settings) -> AsyncEngine:
+    """An engine on one of the configured databases; it connects when it is first used."""
+    return create_async_engine(
+        database_dsn(url),
+        pool_size=settings.database_pool_size,
+        max_overflow=0,
+        pool_timeout=_POOL_WAIT_SECONDS,
+        pool_pre_ping=False,  # A statement that meets a dead connection says so soon enough.
+        connect_args={
+            "timeout": _CONNECT_SECONDS,
+            "server_settings": {"application_name": "mpack-gateway"},
+        },
+    )
+
+
+def steps_of(crash_at: Step | None) -> Steps:
+    """What happens at the named steps: nothing, or for crash tests a kill -9 at one of them."""
+    if crash_at is None:
+        return no_steps
+
+    def crash(step: Step) -> None:
+        if step is crash_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return crash
