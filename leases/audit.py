@@ -48,6 +48,10 @@ WHERE e.in_turn IS DISTINCT FROM true
    OR (e.version, e.last_position) IS DISTINCT FROM (s.version, s.last_position)
 LIMIT {_PROBLEMS_MAX}
 """
+_BEYOND = """
+SELECT h.position, l.position AS last FROM event_head AS h,
+       (SELECT max(position) AS position FROM events) AS l WHERE l.position > h.position
+"""
 _SHADOW = """
 CREATE TEMPORARY TABLE shadow ON COMMIT DROP AS SELECT * FROM mpack_leases_fold
 """
@@ -120,6 +124,10 @@ class Auditor:
         return verdict
 
     async def _check_table(self, verdict: Verdict) -> None:
+        for row in await self._database.fetch(_BEYOND):
+            verdict.complain(
+                f"the log's rows end at {row['last']}, its head says {row['position']}"
+            )
         for row in await self._database.fetch(_STREAMS):
             verdict.complain(f"stream {row['stream']}: its versions are out of turn")
         for row in await self._database.fetch(_DIFFERENCES):

@@ -14,7 +14,7 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -33,6 +33,8 @@ _OUTAGES: tuple[type[BaseException], ...] = (
     TimeoutError,
     PoolTimeout,
     asyncpg.InterfaceError,
+    # What asyncpg says of a connection that the server ended while nobody was using it.
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.exceptions.OperatorInterventionError,
     asyncpg.exceptions.InsufficientResourcesError,
@@ -66,6 +68,12 @@ def _settle_session(connection: Any, _entry: ConnectionPoolEntry) -> None:
     connection.run_async(lambda driver: driver.execute(_SESSION_SETTINGS))
 
 
+def _refuse_closed(connection: Any, _entry: ConnectionPoolEntry, _proxy: Any) -> None:
+    """After a restart of the database every pooled connection is dead: nobody shall get one."""
+    if connection.driver_connection.is_closed():
+        raise InvalidatePoolError
+
+
 class Database:
     """Our own connections to the database that `engine` points at.
 
@@ -76,6 +84,7 @@ class Database:
         # A recreated pool shares the host's connect arguments and none of its connections.
         pool = engine.sync_engine.pool.recreate()
         event.listen(pool, "connect", _settle_session)
+        event.listen(pool, "checkout", _refuse_closed)
         self.engine = create_async_engine(engine.url, pool=pool)
 
     def another(self) -> Database:
@@ -96,9 +105,10 @@ class Database:
                 assert driver is not None
                 try:
                     yield driver
-                except BaseException:
+                except BaseException as error:
                     # An interrupted statement leaves the session in an unknown state.
-                    if driver.is_closed() or driver.is_in_transaction():
+                    lost = driver.is_closed() or isinstance(error, asyncpg.InternalClientError)
+                    if lost or driver.is_in_transaction():
                         await connection.invalidate()
                     raise
         except Exception as error:

@@ -72,6 +72,7 @@ class LeaseEngine:
         self._watch = watch
         self._tasks: asyncio.TaskGroup | None = None
         self._running: list[asyncio.Task[None]] = []
+        self._swept = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         head = await self._first_look()
@@ -125,7 +126,7 @@ class LeaseEngine:
         if self._watch:
             jobs += [self.alarm.run(), self._start_up(), self._sweep_forever()]
             jobs += [self._reconcile_forever()]
-            jobs += [self.reaper.run_worker() for _ in range(self.policy.reap_workers)]
+            jobs += [self._work() for _ in range(self.policy.reap_workers)]
         for job in jobs:
             self._running.append(tasks.create_task(job))  # type: ignore[arg-type]
         await ready.wait()
@@ -148,6 +149,11 @@ class LeaseEngine:
 
     # What runs by itself. ------------------------------------------------------------------------
 
+    async def _work(self) -> None:
+        """One reap worker; the first sweep is before it, so that what it finds is told as such."""
+        await self._swept.wait()
+        await self.reaper.run_worker()
+
     async def _start_up(self) -> None:
         """Confirm the mark, then reap what fell due while nobody was there."""
         while not await self._surely("owner_check", self.owner.check):
@@ -158,6 +164,7 @@ class LeaseEngine:
             result.add(await self.reaper.sweep(Trigger.START_UP))
 
         await self._surely("start_up_sweep", sweep)
+        self._swept.set()
         _log.info(
             "start_up_sweep",
             reclaimed=result.reclaimed,

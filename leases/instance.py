@@ -18,7 +18,7 @@ from typing import Any
 import asyncpg
 import structlog
 
-from leases.database import Database
+from leases.database import Database, translate
 from leases.errors import DatabaseUnavailable
 from leases.ids import new_token
 from leases.ports import Clock
@@ -42,9 +42,14 @@ Listener = Callable[[str], None]
 class Instance:
     """One start of one process. `run()` keeps the lock and the notifications alive."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, clock: Clock, *, ping_seconds: float = _PING_SECONDS
+    ) -> None:
         self._database = database.another()
         self._clock = clock
+        self._ping_seconds = ping_seconds
+        # The driver carries out one statement at a time and refuses a second one.
+        self._turn = asyncio.Lock()
         self._listeners: dict[str, list[Listener]] = {}
         self._driver: asyncpg.Connection[asyncpg.Record] | None = None
         self.instance_id = new_token(4)
@@ -59,8 +64,17 @@ class Instance:
         """Call `listener(payload)` for notifications; some may be missed while reconnecting."""
         first = channel not in self._listeners
         self._listeners.setdefault(channel, []).append(listener)
-        if first and self._driver is not None and not self._driver.is_closed():
-            await self._driver.add_listener(channel, self._heard)
+        if first and self._driver is not None:
+            await self._add_listener(self._driver, channel)
+
+    async def _add_listener(self, driver: asyncpg.Connection[asyncpg.Record], channel: str) -> None:
+        async with self._turn:
+            try:
+                await driver.add_listener(channel, self._heard)
+            except Exception as error:
+                if translate(error) is None:
+                    raise
+                _log.debug("listen_later", channel=channel)  # With the next session.
 
     def _heard(self, _connection: Any, _pid: int, channel: str, payload: object) -> None:
         for listener in self._listeners.get(channel, ()):
@@ -85,14 +99,10 @@ class Instance:
             async with self._database.driver() as driver:
                 driver.add_termination_listener(lambda _connection: lost.set())
                 self._driver = driver
-                for channel in self._listeners:
-                    await driver.add_listener(channel, self._heard)
-                self.is_live = bool(
-                    await driver.fetchval(
-                        "SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, self._lock_key()
-                    )
-                )
                 try:
+                    for channel in list(self._listeners):
+                        await self._add_listener(driver, channel)
+                    await self._take_lock(driver)
                     yield lost
                 finally:
                     self.is_live = False
@@ -102,6 +112,15 @@ class Instance:
         finally:
             await self._database.close()
 
+    async def _take_lock(self, driver: asyncpg.Connection[asyncpg.Record]) -> None:
+        """The server may hold our last session for alive a while longer; then it is asked again."""
+        async with self._turn:
+            self.is_live = bool(
+                await driver.fetchval(
+                    "SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, self._lock_key()
+                )
+            )
+
     def _lock_key(self) -> int:
         key = int(self.instance_id, 16)
         return key - (1 << 32) if key >= 1 << 31 else key
@@ -110,11 +129,15 @@ class Instance:
         """Return when the connection is gone, or says nothing any more."""
         while not lost.is_set():
             try:
-                async with asyncio.timeout(_PING_SECONDS):
+                async with asyncio.timeout(self._ping_seconds):
                     await lost.wait()
             except TimeoutError:
                 driver = self._driver
                 assert driver is not None
                 async with asyncio.timeout(_PING_TIMEOUT_SECONDS):
-                    await driver.execute("SELECT 1")
+                    if not self.is_live:
+                        await self._take_lock(driver)
+                    else:
+                        async with self._turn:
+                            await driver.execute("SELECT 1")
         raise DatabaseUnavailable(cause="session ended")

@@ -148,8 +148,9 @@ class Lessor:
 
     async def renew(self, mpack_id: str, *, ttl_seconds: float, caller: Caller) -> Lease:
         """Let the promise last at least `ttl_seconds` from now, within the lease's longest life."""
+        ttl_seconds = min(ttl_seconds, self._policy.ttl_max_seconds)
         command = RenewLease(
-            ttl_seconds=min(ttl_seconds, self._policy.ttl_max_seconds),
+            ttl_seconds=ttl_seconds,
             guard_seconds=self._policy.share_guard(ttl_seconds),
             grace_seconds=self._policy.grace_seconds,
             lease_life_max_seconds=self._policy.lease_life_max_seconds,

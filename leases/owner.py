@@ -82,8 +82,11 @@ class Owner:
 
         Errors: the store's and the database's; the last finding then stays.
         """
+        # The mark first: another replica may move both on in between, and a head that was read
+        # before the mark would look like a log that lost its tail.
+        mark = await self._read() if isinstance(self._store, ListsBlobs) else None
         head = await self._event_log.head()
-        problem = await self._problem(head) if isinstance(self._store, ListsBlobs) else None
+        problem = await self._problem(mark, head) if isinstance(self._store, ListsBlobs) else None
         state = Ownership.PAUSED if problem else Ownership.CONFIRMED
         if problem and problem != self.reason:
             _log.error("reaping_paused", reason=problem)
@@ -92,8 +95,7 @@ class Owner:
             await self._publish(head)
         return self.state
 
-    async def _problem(self, head: asyncpg.Record) -> str | None:
-        mark = await self._read()
+    async def _problem(self, mark: Mark | None, head: asyncpg.Record) -> str | None:
         if mark is None:
             return await self._strangers()
         if mark.log_id != self._log_id:

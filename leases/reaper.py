@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -23,7 +23,7 @@ import structlog
 from leases.circuit import Circuit, is_outage
 from leases.database import Database
 from leases.decide import decide
-from leases.errors import Conflict, Failure, StoreUnavailable
+from leases.errors import Conflict, DatabaseUnavailable, Failure, StoreUnavailable
 from leases.ids import new_event_id
 from leases.instance import Instance
 from leases.lessor import LEASE_COLUMNS, Caller, lease_of, lease_stream, new_lease_event
@@ -59,6 +59,10 @@ SET claimed_by = NULL, claimed_until = NULL, claim_token = NULL,
     next_attempt_at = clock_timestamp() + make_interval(secs => $3)
 WHERE mpack_id = ANY ($1::text[]) AND claim_token = $2
 """
+_RELEASE = """
+UPDATE mpack_leases SET claimed_by = NULL, claimed_until = NULL, claim_token = NULL
+WHERE claimed_by = ANY ($1::text[]) AND claim_token = ANY ($2::uuid[])
+"""
 _COUNT_FAILURES = """
 UPDATE mpack_leases AS l
 SET attempts = f.attempts, last_error = f.error, claimed_by = NULL, claimed_until = NULL,
@@ -71,9 +75,11 @@ _NOTED_BEFORE = """
 SELECT stream FROM events WHERE stream = ANY ($1::text[]) AND type = 'lease.cleanup_failed'
 """
 
-# For stores that delete one key a call: so many at once, and so many in a batch.
-_SINGLE_DELETES_AT_ONCE = 16
+# For calls that take one key: so many at once, and so many deletions in a batch.
+_SINGLE_CALLS_AT_ONCE = 16
 _SINGLE_DELETES_BATCH = 128
+# So long after the database failed a worker, it asks again.
+_RELEASE_RETRY_SECONDS = 0.5
 _ERROR_LENGTH_MAX = 200
 
 _REAPER = Caller(actor="reaper")
@@ -144,6 +150,7 @@ class Reaper:
         many = isinstance(store, DeletesMany)
         self.batch = policy.reap_batch if many else min(policy.reap_batch, _SINGLE_DELETES_BATCH)
         self._wakes: asyncio.Queue[Trigger] = asyncio.Queue(maxsize=policy.reap_workers)
+        self._unsettled: list[UUID] = []
         self._busy = 0
         self._stopping = False
         self._idle = asyncio.Event()
@@ -163,6 +170,9 @@ class Reaper:
             trigger = await self._wakes.get()
             probing = self.circuit.is_open
             try:
+                await self._release()
+                if not self._ready():
+                    continue  # The look-ahead wakes again, as long as something is due.
                 result = await self.reap_once(trigger)
                 if result.claimed == self.batch or (probing and not self.circuit.is_open):
                     self.wake(trigger)  # More may be due: this worker again, and another one.
@@ -171,6 +181,9 @@ class Reaper:
                     self.found_nothing()
             except Exception as error:  # noqa: BLE001  a worker outlives whatever one batch meets
                 _log.warning("reap_failed", error=type(error).__name__, detail=str(error))
+                if self._unsettled:
+                    await self._clock.sleep(_RELEASE_RETRY_SECONDS)
+                    self.wake(trigger)
 
     async def stop(self) -> None:
         """Claim nothing more, and wait until what is claimed has been recorded or handed back."""
@@ -189,12 +202,26 @@ class Reaper:
         Effects: deletes blobs, appends events; none with `dry_run`.
         Errors: Unavailable when the database does not answer.
         """
+        if dry_run:
+            return await self._look(limit)
+        if limit is not None:
+            return await self._sweep_alone(trigger, limit)
+        parts = await asyncio.gather(
+            *(self._sweep_alone(trigger, None) for _ in range(self._policy.reap_workers)),
+            return_exceptions=True,
+        )
+        total = SweepResult()
+        for part in parts:
+            if isinstance(part, BaseException):
+                raise part
+            total.add(part)
+        return total
+
+    async def _sweep_alone(self, trigger: Trigger, limit: int | None) -> SweepResult:
+        """One batch after the other; the rows due are finite, and each is claimed by one worker."""
         total = SweepResult()
         while limit is None or total.claimed < limit:
             rest = self.batch if limit is None else min(self.batch, limit - total.claimed)
-            if dry_run:
-                total.add(await self._look(limit))
-                break
             result = await self.reap_once(trigger, limit=rest)
             total.add(result)
             if result.claimed < rest or result.handed_back:
@@ -213,21 +240,38 @@ class Reaper:
 
     async def reap_once(self, trigger: Trigger, *, limit: int | None = None) -> SweepResult:
         """Claim one batch, delete it, record it."""
-        if self._stopping or not self._may_reap() or self.circuit.wait_seconds() > 0:
+        if not self._ready():
             return SweepResult()
         self._busy += 1
         self._idle.clear()
+        token = new_event_id()
         try:
-            return await self._reap_batch(trigger, limit)
+            return await self._reap_batch(trigger, limit, token)
+        except DatabaseUnavailable:
+            self._unsettled.append(token)
+            self.wake(trigger)
+            raise
         finally:
             self._busy -= 1
             if not self._busy:
                 self._idle.set()
 
-    async def _reap_batch(self, trigger: Trigger, limit: int | None) -> SweepResult:
+    def _ready(self) -> bool:
+        return not self._stopping and self._may_reap() and self.circuit.wait_seconds() == 0
+
+    async def _release(self) -> None:
+        """Give up the claims of batches that the database cut short: they may stand there, and
+        would be in everybody's way until their limit.
+        """
+        if self._unsettled:
+            tokens = list(self._unsettled)
+            names = [f"{kind}.{self._instance.instance_id}" for kind in ("live", "free")]
+            await self._database.execute(_RELEASE, names, tokens)
+            self._unsettled = [token for token in self._unsettled if token not in tokens]
+
+    async def _reap_batch(self, trigger: Trigger, limit: int | None, token: UUID) -> SweepResult:
         count = 1 if self.circuit.is_open else limit or self.batch
         asked_at = self._clock.monotonic()
-        token = new_event_id()
         rows = await self._claim(count, token)
         if not rows:
             return SweepResult()
@@ -276,28 +320,23 @@ class Reaper:
         """A reservation may have left an unfinished upload, which no deletion removes."""
         if not isinstance(self._store, AbortsUploads):
             return
-        for lease in leases:
-            if lease.state is LeaseState.RESERVED:
-                try:
-                    await self._store.abort_uploads(lease.storage_key)
-                except Exception as error:  # noqa: BLE001  this lease's failure, not the batch's
-                    found[lease.storage_key] = error
+        store = self._store
+
+        async def abort(key: str) -> None:
+            await store.abort_uploads(key)
+
+        reserved = [lease.storage_key for lease in leases if lease.state is LeaseState.RESERVED]
+        await _each(reserved, abort, found)
 
     async def _delete_singly(
         self, keys: Sequence[str], found: dict[str, DeleteOutcome | BaseException]
     ) -> None:
-        turns = asyncio.Semaphore(_SINGLE_DELETES_AT_ONCE)
-
         async def delete(key: str) -> None:
-            async with turns:
-                try:
-                    found[key] = await self._store.delete(key) or DeleteOutcome.DELETED
-                except Exception as error:  # noqa: BLE001  whatever a host's store raises
-                    found[key] = error
+            # A host's method may return anything; only an exception is a failure.
+            outcome: object = await self._store.delete(key)
+            found[key] = outcome if isinstance(outcome, DeleteOutcome) else DeleteOutcome.DELETED
 
-        async with asyncio.TaskGroup() as group:
-            for key in keys:
-                group.create_task(delete(key))
+        await _each(keys, delete, found)
 
     async def _record(
         self,
@@ -423,7 +462,28 @@ class Reaper:
         )
         spread = policy.retry_jitter_ratio
         jitter = random.uniform(1 - spread, 1 + spread)  # noqa: S311  spreads load, guards nothing
-        return max(policy.retry_first_seconds, delay * jitter)
+        delay = min(delay * jitter, policy.retry_cap_seconds)
+        return max(policy.retry_first_seconds, delay)
+
+
+async def _each(
+    keys: Sequence[str],
+    work: Callable[[str], Awaitable[None]],
+    failures: dict[str, DeleteOutcome | BaseException],
+) -> None:
+    """Do it for every key, several at once; a failure is this key's, not the batch's."""
+    turns = asyncio.Semaphore(_SINGLE_CALLS_AT_ONCE)
+
+    async def one(key: str) -> None:
+        async with turns:
+            try:
+                await work(key)
+            except Exception as error:  # noqa: BLE001  whatever a host's store raises
+                failures[key] = error
+
+    async with asyncio.TaskGroup() as group:
+        for key in keys:
+            group.create_task(one(key))
 
 
 def _lateness_ms(lease: Lease, now: datetime) -> int:

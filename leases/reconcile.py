@@ -121,7 +121,7 @@ class Reconciler:
         seen: set[str] | None = set()
         async for page in _pages(self._store.list(PREFIX)):
             result.listed += len(page)
-            await self._look_up(page, result)
+            await self._look_up(page, started_at, result)
             if seen is not None:
                 seen.update(blob.key for blob in page)
                 if len(seen) > _COMPARED_MAX:
@@ -134,10 +134,14 @@ class Reconciler:
             _log.warning("reconcile_finding", finding=finding.value, key=key)
         return result
 
-    async def _look_up(self, page: Sequence[BlobInfo], result: ReconcileResult) -> None:
-        blobs = {blob.key.rpartition("/")[2]: blob for blob in page if blob.key != OWNER_KEY}
-        rows = {r["mpack_id"]: r for r in await self._database.fetch(_ROWS, list(blobs))}
-        for mpack_id, blob in blobs.items():
+    async def _look_up(
+        self, page: Sequence[BlobInfo], started_at: datetime, result: ReconcileResult
+    ) -> None:
+        # A copied bucket holds one id below two logs, so ids are not keys of this.
+        blobs = [(blob.key.rpartition("/")[2], blob) for blob in page if blob.key != OWNER_KEY]
+        ids = [mpack_id for mpack_id, _blob in blobs]
+        rows = {row["mpack_id"]: row for row in await self._database.fetch(_ROWS, ids)}
+        for mpack_id, blob in blobs:
             match judge(blob.key, log_id=self._log_id, row=rows.get(mpack_id)):
                 case Verdict.FOREIGN:
                     result.find(Finding.FOREIGN_KEY, blob.key)
@@ -145,6 +149,8 @@ class Reconciler:
                     result.find(Finding.FORGOTTEN_BLOB, blob.key)
                 case Verdict.ADOPT:
                     result.adopted += await self._adopt(mpack_id, blob)
+                case Verdict.RESIDUE if rows[mpack_id]["reclaimed_at"] >= started_at:
+                    pass  # Reaped after it was listed: only the next listing can tell.
                 case Verdict.RESIDUE:
                     result.residue_deleted += await self._delete_residue(rows[mpack_id], blob)
 

@@ -18,7 +18,7 @@ class PackPolicy:
 
     inline_bytes_max: int = 64 * _MIB
     pack_bytes_max: int = 16 * 1024 * _MIB
-    build_window_bytes: int = 8 * _MIB
+    build_read_bytes_max: int = _MIB
     build_reads_parallel: int = 8
     build_join_gap_bytes: int = 32 * 1024
     builds_at_once: int = 4
@@ -45,10 +45,8 @@ class PackPolicy:
             and field.name != "build_join_gap_bytes"
             and not getattr(self, field.name) > 0
         ]
-        if self.build_window_bytes < 4096:
-            found.append(
-                "build_window_bytes must be at least 4096, so that it holds an entry's head"
-            )
+        if self.build_read_bytes_max < 4096:
+            found.append("build_read_bytes_max must be at least 4096: it holds an entry's head")
         if self.slot_beat_seconds * 2 > self.slot_limit_seconds:
             found.append("slot_limit_seconds must be at least twice slot_beat_seconds")
         if not 1 <= self.zstd_level <= 19:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gateway.storage.keys import InvalidKey, check_key, check_prefix, is_key
-from leases.errors import BlobMissing, Failure, StoreUnavailable
+from leases.errors import BlobMissing, Failure, StoreUnavailable, Unavailable
 from leases.ids import new_token
 from leases.ports import BlobInfo, DeleteOutcome
 
@@ -286,8 +286,11 @@ _SENTENCES: Mapping[int, str] = {
 
 def failure_of(error: OSError) -> Failure:
     """An operating system error as the store's own; the path stays in the cause."""
-    reason = errno.errorcode.get(error.errno or 0, type(error).__name__)
-    return StoreUnavailable(_SENTENCES.get(error.errno or 0), reason=reason)
+    return StoreUnavailable(_SENTENCES.get(error.errno or 0), reason=_reason(error))
+
+
+def _reason(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, type(error).__name__)
 
 
 def _removed(path: Path) -> DeleteOutcome | Exception:
@@ -295,6 +298,9 @@ def _removed(path: Path) -> DeleteOutcome | Exception:
         path.unlink()
     except _NO_SUCH_BLOB:
         return DeleteOutcome.ALREADY_GONE
+    except PermissionError as error:
+        # This blob's own trouble, which waiting does not end; not an outage of the store.
+        return Unavailable("This blob may not be deleted.", reason=_reason(error))
     except OSError as error:
         return failure_of(error)
     return DeleteOutcome.DELETED

@@ -1,0 +1,298 @@
+"""Fetch: what the client lacks, as a leased pack behind a URL, or inline.
+
+    service = PackService(engine, policy)
+    async with engine, service: answer = await service.fetch_mpack(open_reader, repo_id, …)
+
+Whatever is read from the database is read before the first call to the store, through a connection
+that the caller lends (`open_reader`); no connection is held while waiting or building.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+from gateway.errors import InvalidTtl
+from gateway.packs.build import PackBuilder
+from gateway.packs.deposit import Deposits
+from gateway.packs.inline import InlinePack, empty_pack, inline_of, read_back
+from gateway.packs.lacking import Lacking, find_lacking
+from gateway.packs.plan import Counts, count_entities
+from gateway.packs.policy import PackPolicy
+from gateway.packs.sharing import Holding, OpenReader, PackSharing, Wish, check_inline
+from gateway.packs.slots import Slots
+from gateway.packs.spool import Encoding, SpoolBudget
+from gateway.packs.store_calls import store_call
+from gateway.wire.ids import IdForm
+from leases.engine import LeaseEngine
+from leases.errors import BlobMissing, Failure
+from leases.lessor import Caller
+from leases.steps import Step, Steps, no_steps
+
+_TIDY_SECONDS = 600.0
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchAnswer:
+    """A fetched pack: behind a URL, or, where the store has none, the bytes themselves.
+
+    Units:   expires_in: seconds of life that the URL has left. Both ends are None with `mpack`.
+    """
+
+    sha256: str
+    size_bytes: int
+    encoding: Encoding
+    counts: Counts
+    mpack_id: str | None = None
+    mpack_url: str | None = None
+    mpack: bytes | None = None
+    expires_at: datetime | None = None
+    expires_in: float | None = None
+    shared: bool = False
+
+
+class PackService:
+    """Answers fetches. An async context manager; enter it inside its engine."""
+
+    def __init__(
+        self, engine: LeaseEngine, policy: PackPolicy | None = None, *, steps: Steps = no_steps
+    ) -> None:
+        self.policy = policy or PackPolicy()
+        if problems := self.policy.problems():
+            raise ValueError("; ".join(problems))
+        self._engine = engine
+        self._step = steps
+        self.budget = SpoolBudget(self.policy.spool_bytes_max)
+        self._builder = PackBuilder(engine.store, self.policy, self.budget)
+        self._tasks = asyncio.TaskGroup()
+        self._tidying: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        engine = self._engine
+        self._slots = Slots(engine.database, engine.instance, self.policy)
+        self.sharing = PackSharing(
+            engine,
+            self._slots,
+            Deposits(engine, self._builder, steps=self._step),
+            policy=self.policy,
+            budget=self.budget,
+            steps=self._step,
+        )
+        self._tasks = await asyncio.TaskGroup().__aenter__()
+        self.sharing.tasks = self._tasks
+        await self._slots.listen()
+        self._tidying = self._tasks.create_task(self._tidy())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._tidying is not None
+        for task in (self._tidying, *self.sharing.building):
+            task.cancel()
+        await self._tasks.__aexit__(None, None, None)
+
+    async def fetch_mpack(
+        self,
+        open_reader: OpenReader,
+        repo_id: str,
+        *,
+        want: Iterable[str],
+        have: Iterable[str],
+        ttl_seconds: float | None = None,
+        ttl_min_seconds: float = 0.0,
+        share: bool = True,
+        encoding: Encoding = "raw",
+        caller: Caller,
+    ) -> FetchAnswer:
+        """A pack of exactly what the client lacks, behind a URL that lives `ttl_seconds`.
+
+        Effects: stores a pack under a lease, or renews the lease of one that is shared.
+        Errors:  UnknownCommit, InvalidTtl, IncompleteRepo; TooLarge for an inline answer;
+                 Unavailable (BuildsBusy, SpoolFull, StoreUnavailable, …).
+        """
+        ttl_seconds = self._checked_ttl(ttl_seconds, ttl_min_seconds)
+        wish = await self._wish(
+            open_reader, repo_id, want=want, have=have, encoding=encoding, caller=caller
+        )
+        wish = replace(wish, ttl_seconds=ttl_seconds)
+        if not self._engine.store.supports_presign:
+            return await self._built_inline(wish)
+        if share and ttl_seconds >= self._engine.policy.share_ttl_min_seconds:
+            holding = await self.sharing.shared(wish)
+        else:
+            holding = await self.sharing.alone(wish)
+        return await self._signed(holding, wish)
+
+    async def fetch_inline(
+        self,
+        open_reader: OpenReader,
+        repo_id: str,
+        *,
+        want: Iterable[str],
+        have: Iterable[str],
+        pairs: Mapping[str, Any],
+        share: bool = True,
+        caller: Caller,
+    ) -> InlinePack:
+        """The pack itself with `pairs` (`branch_heads`) added to its map.
+
+        Errors: as `fetch_mpack`; TooLarge (413) above `inline_bytes_max`, always before the first
+                byte.
+        """
+        wish = await self._wish(open_reader, repo_id, want=want, have=have, caller=caller)
+        wish = replace(wish, inline=True)
+        if not wish.lacking.commits:
+            return inline_of(empty_pack(), pairs, Counts(commits=0, snapshots=0, objects=0))
+        if not self._engine.store.supports_presign:
+            answer = await self._built_inline(wish)
+            assert answer.mpack is not None
+            return inline_of(answer.mpack, pairs, answer.counts)
+        try:
+            return await self._read_back(wish, pairs, share=share, gone=())
+        except BlobMissing as error:
+            # The slot led to a pack whose blob is gone: once more, with a new one.
+            _log.warning("shared_pack_gone", **error.fields)
+            gone = (str(error.fields.get("mpack_id", "")),)
+            return await self._read_back(wish, pairs, share=share, gone=gone)
+
+    # The parts of a fetch. -----------------------------------------------------------------------
+
+    async def _wish(
+        self,
+        open_reader: OpenReader,
+        repo_id: str,
+        *,
+        want: Iterable[str],
+        have: Iterable[str],
+        encoding: Encoding = "raw",
+        caller: Caller,
+    ) -> Wish:
+        want = list(want)
+        async with open_reader() as reader:
+            lacking: Lacking = await find_lacking(reader, repo_id, want=want, have=have)
+        return Wish(
+            lacking=lacking,
+            form=IdForm.of_first(want),
+            encoding=encoding,
+            ttl_seconds=self._engine.policy.ttl_default_seconds,
+            caller=caller,
+            open_reader=open_reader,
+        )
+
+    def _checked_ttl(self, ttl_seconds: float | None, ttl_min_seconds: float) -> float:
+        policy = self._engine.policy
+        if ttl_seconds is None:
+            return policy.ttl_default_seconds
+        longest = policy.ttl_max_seconds
+        if not (math.isfinite(ttl_seconds) and 0 < ttl_seconds <= longest):
+            raise InvalidTtl(f"ttl_seconds must be above 0 and at most {longest:g}.")
+        if ttl_seconds < ttl_min_seconds:
+            raise InvalidTtl(f"ttl_seconds must be at least {ttl_min_seconds:g}.")
+        return float(ttl_seconds)
+
+    async def _signed(self, holding: Holding, wish: Wish) -> FetchAnswer:
+        counts = await self._counts(holding, wish)
+        lease = holding.lease
+        assert lease.sha256 is not None
+        assert lease.size_bytes is not None
+        now = self._engine.database_clock.now()
+        with store_call("presign_get"):
+            url = await self._engine.store.presign_get(
+                lease.storage_key, expires_in=url_seconds(holding.expires_at, now)
+            )
+        self._step(Step.URL_SIGNED)
+        left = holding.expires_at - self._engine.database_clock.now()
+        return FetchAnswer(
+            mpack_id=lease.mpack_id,
+            mpack_url=url,
+            sha256=lease.sha256,
+            size_bytes=lease.size_bytes,
+            encoding=wish.encoding,
+            counts=counts,
+            expires_at=holding.expires_at,
+            expires_in=max(0.0, left / timedelta(seconds=1)),
+            shared=holding.shared,
+        )
+
+    async def _counts(self, holding: Holding, wish: Wish) -> Counts:
+        """What the pack holds; counted again where this process was not told."""
+        if holding.counts is not None:
+            return holding.counts
+        async with wish.open_reader() as reader:
+            counts = await count_entities(reader, wish.lacking)
+        self._slots.remember(holding.lease.mpack_id, counts)
+        return counts
+
+    async def _built_inline(self, wish: Wish) -> FetchAnswer:
+        """For stores without URLs: nothing is stored, no lease is made."""
+        async with self.sharing.turns.turn():
+            plan = await self.sharing.read_plan(wish)
+            spool = plan.writer.spool
+            try:
+                check_inline(plan.bytes_planned, self.policy)
+                await self._builder.fill(plan)
+                sha256 = await plan.writer.finish()
+                check_inline(spool.size_bytes, self.policy)
+                self._step(Step.PACK_BUILT)
+                mpack = await spool.read(0, spool.size_bytes)
+            finally:
+                await spool.close()
+        return FetchAnswer(
+            mpack=mpack,
+            sha256=sha256,
+            size_bytes=len(mpack),
+            encoding=wish.encoding,
+            counts=plan.counts,
+        )
+
+    async def _read_back(
+        self, wish: Wish, pairs: Mapping[str, Any], *, share: bool, gone: tuple[str, ...]
+    ) -> InlinePack:
+        if share:
+            holding = await self.sharing.shared(wish, gone=gone)
+        else:
+            holding = await self.sharing.alone(wish)
+        lease = holding.lease
+        assert lease.size_bytes is not None
+        check_inline(lease.size_bytes, self.policy)
+        try:
+            size_bytes, chunks = await read_back(
+                self._engine.store,
+                key=lease.storage_key,
+                size_bytes=lease.size_bytes,
+                pairs=pairs,
+            )
+        except BlobMissing as error:
+            raise BlobMissing(mpack_id=lease.mpack_id) from error
+        return InlinePack(
+            size_bytes=size_bytes, chunks=chunks, counts=holding.counts, mpack_id=lease.mpack_id
+        )
+
+    async def _tidy(self) -> None:
+        while True:
+            await self._engine.clock.sleep(_TIDY_SECONDS)
+            try:
+                await self._slots.forget_old(self._engine.policy.lease_life_max_seconds)
+            except Failure as failure:
+                _log.warning("slots_not_tidied", error=failure.code)
+
+
+def url_seconds(expires_at: datetime, now: datetime) -> int:
+    """What to sign for: from the current whole second to the end, rounded up, so that the URL dies
+    within the second after `expires_at` and not before it.
+    """
+    begin = now.replace(microsecond=0)
+    return max(1, math.ceil((expires_at - begin) / timedelta(seconds=1)))

@@ -1,0 +1,118 @@
+"""The expensive half of planning: everything a build reads from the database, before it begins.
+
+Commits and snapshots go straight into the pack's spool while they are read, so memory stays flat
+however long the history is; of the objects only their places are kept. When this returns, the
+database is not needed any more and no blob has been touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway.errors import TooLarge
+from gateway.packs.lacking import Lacking
+from gateway.packs.manifest_rows import Reader, iterate_manifests
+from gateway.packs.order import ObjectOrder, commit_order, snapshot_order
+from gateway.packs.places import Places, find_places
+from gateway.packs.records import commit_records, snapshots_in_order
+from gateway.packs.splice import pack_head, section
+from gateway.packs.spool import PackWriter
+from gateway.wire.ids import PREFIX, IdForm
+
+_INLINE_ENTRIES = 10_000  # About 5 ms of work; larger manifests are looked through in a thread.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How much of each a pack holds."""
+
+    commits: int
+    snapshots: int
+    objects: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A pack of which commits and snapshots are written, and whose objects are found.
+
+    Units:   bytes_planned: the pack's size before compression, without foreign objects.
+    """
+
+    writer: PackWriter
+    form: IdForm
+    places: Places
+    counts: Counts
+    bytes_planned: int
+
+
+async def make_plan(
+    reader: Reader, lacking: Lacking, *, writer: PackWriter, form: IdForm, pack_bytes_max: int
+) -> Plan:
+    """Read everything the pack needs; the writer stays the caller's to close.
+
+    Errors: IncompleteRepo (nothing of a pack is ever sent that has a hole), TooLarge, SpoolFull,
+            DatabaseUnavailable.
+    """
+    commits = commit_order(lacking.commits)
+    await writer.write(pack_head(len(commits)))
+    async for record in commit_records(reader, lacking.repo_id, commits, form=form):
+        await writer.write(record)
+    snapshots = snapshot_order(lacking.commits, lacking.known_snapshots)
+    order = await _write_snapshots(reader, lacking, snapshots, writer=writer, form=form)
+    object_ids = await asyncio.to_thread(order.sorted)
+    del order  # It holds every path.
+    places = await find_places(reader, lacking.repo_id, object_ids)
+    await writer.write(section("objects", len(places)))
+    longer = len(places) * len(PREFIX) if form is IdForm.PREFIXED else 0
+    bytes_planned = writer.bytes_in + places.entry_bytes + longer
+    if bytes_planned > pack_bytes_max:
+        raise TooLarge(f"This pack would be over {pack_bytes_max:,} bytes; fetch in steps.")
+    counts = Counts(commits=len(commits), snapshots=len(snapshots), objects=len(places))
+    return Plan(writer=writer, form=form, places=places, counts=counts, bytes_planned=bytes_planned)
+
+
+async def count_entities(reader: Reader, lacking: Lacking) -> Counts:
+    """What the pack of this plan holds, without making it."""
+    snapshots = snapshot_order(lacking.commits, lacking.known_snapshots)
+    order = ObjectOrder()
+    async for _, manifest in iterate_manifests(reader, snapshots):
+        await _collect(order, manifest, lacking)
+    await _discard_held(reader, lacking, order)
+    return Counts(commits=len(lacking.commits), snapshots=len(snapshots), objects=len(order))
+
+
+async def _write_snapshots(
+    reader: Reader, lacking: Lacking, snapshots: list[str], *, writer: PackWriter, form: IdForm
+) -> ObjectOrder:
+    order = ObjectOrder()
+    await writer.write(section("snapshots", len(snapshots)))
+    found = snapshots_in_order(reader, lacking.repo_id, snapshots, form=form)
+    async for entry, manifest in found:
+        await writer.write(entry)
+        await _collect(order, manifest, lacking)
+    await _discard_held(reader, lacking, order)
+    return order
+
+
+async def _collect(order: ObjectOrder, manifest: Mapping[str, str], lacking: Lacking) -> None:
+    def add() -> None:
+        known = lacking.known_objects
+        order.add(manifest, [one for one in manifest.values() if one not in known])
+
+    if len(manifest) > _INLINE_ENTRIES:
+        await asyncio.to_thread(add)
+    else:
+        add()
+
+
+async def _discard_held(reader: Reader, lacking: Lacking, order: ObjectOrder) -> None:
+    """Drop what the client holds: everything in the snapshots just outside of what it lacks (an
+    object that is not new there is in one of those), or, in a foreign history, on its whole side.
+    """
+    border = {node.snapshot_id for node in lacking.difference.border.values() if node.snapshot_id}
+    held = sorted(lacking.have_snapshots or border)
+    if held and len(order):
+        async for _, manifest in iterate_manifests(reader, held):
+            order.discard(manifest.values())

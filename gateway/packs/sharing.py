@@ -1,0 +1,359 @@
+"""Who gets which pack: share a living one, wait for one that is being built, or build it.
+
+A caller looks at the slot of its cache key. A published pack with life enough is shared, its lease
+renewed when it would end too early. Otherwise one task of this process takes the slot, by
+compare-and-swap against all replicas, and everybody here who wants the same pack waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+
+from gateway.errors import BuildFailed, BuildsBusy, TooLarge
+from gateway.packs.deposit import Deposits
+from gateway.packs.flight import CallersGone, Deposited, Flight
+from gateway.packs.lacking import Lacking
+from gateway.packs.manifest_rows import Reader
+from gateway.packs.plan import Counts, Plan, make_plan
+from gateway.packs.policy import PackPolicy
+from gateway.packs.slots import Slot, Slots
+from gateway.packs.spool import Encoding, PackWriter, Spool, SpoolBudget
+from gateway.packs.turns import BuildTurns
+from gateway.wire.ids import IdForm
+from leases.engine import LeaseEngine
+from leases.errors import Conflict, Failure, LeaseEnded, LeaseMissing, Unavailable
+from leases.ids import new_mpack_id
+from leases.lessor import Caller
+from leases.model import Lease, LeaseState
+from leases.steps import Step, Steps, no_steps
+
+OpenReader = Callable[[], AbstractAsyncContextManager[Reader]]
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """One caller's wish for a pack; `inline` says that it wants the bytes, not a URL.
+
+    `open_reader` lends a connection to read with, for as long as the block lasts.
+    """
+
+    lacking: Lacking
+    form: IdForm
+    encoding: Encoding
+    ttl_seconds: float
+    caller: Caller
+    open_reader: OpenReader
+    inline: bool = False
+
+    @property
+    def cache_key(self) -> str:
+        """Equal keys, equal bytes."""
+        return self.lacking.cache_key(encoding=self.encoding, form=self.form)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """A stored pack that a caller may use until `expires_at`."""
+
+    lease: Lease
+    expires_at: datetime
+    counts: Counts | None
+    shared: bool
+
+
+class PackSharing:
+    """The packs on their way in this process. `tasks` owns the builds, not the callers."""
+
+    def __init__(
+        self,
+        engine: LeaseEngine,
+        slots: Slots,
+        deposits: Deposits,
+        *,
+        policy: PackPolicy,
+        budget: SpoolBudget,
+        steps: Steps = no_steps,
+    ) -> None:
+        self._engine = engine
+        self.slots = slots
+        self._deposits = deposits
+        self._policy = policy
+        self._budget = budget
+        self._step = steps
+        self._flights: dict[str, Flight] = {}
+        self.turns = BuildTurns(policy)
+        self.tasks: asyncio.TaskGroup | None = None
+        self.building: set[asyncio.Task[None]] = set()
+
+    async def shared(self, wish: Wish, *, gone: Collection[str] = ()) -> Holding:
+        """A pack that others may use as well; none of `gone`, whose blobs are not there.
+
+        Errors: whatever the build meets; BuildsBusy when it takes too long.
+        """
+        cache_key = wish.cache_key
+        give_up_at = self._engine.clock.monotonic() + self._policy.slot_wait_seconds
+        while True:
+            flight = self._flights.get(cache_key)
+            if flight is None:
+                slot = await self.slots.look(cache_key)
+                seen = slot.mpack_id if slot is not None and slot.published else None
+                usable = slot is not None and slot.published and slot.mpack_id not in gone
+                if usable and (holding := await self._hit(slot, wish)) is not None:
+                    return holding
+                # Somebody may have been quicker while this caller looked.
+                flight = self._flights.get(cache_key) or self._start(wish, cache_key, seen)
+            deposited = await self._join(flight, wish)
+            if (holding := self._holding(deposited, wish)) is not None:
+                return holding
+            if self._engine.clock.monotonic() > give_up_at:
+                raise BuildsBusy
+
+    async def alone(self, wish: Wish) -> Holding:
+        """A pack for this caller only: its own lease, no slot."""
+        holding = self._holding(await self._join(self._start(wish, None, None), wish), wish)
+        assert holding is not None, "the flight's TTL is this caller's"
+        return holding
+
+    def flights(self) -> list[Flight]:
+        """The shared packs that are on their way now."""
+        return list(self._flights.values())
+
+    async def read_plan(self, wish: Wish) -> Plan:
+        """Everything the build needs from the database, in a spool of its own."""
+        spool = Spool(self._policy, self._budget)
+        level = self._policy.zstd_level
+        try:
+            async with wish.open_reader() as reader:
+                return await make_plan(
+                    reader,
+                    wish.lacking,
+                    writer=PackWriter(spool, encoding=wish.encoding, zstd_level=level),
+                    form=wish.form,
+                    pack_bytes_max=self._policy.pack_bytes_max,
+                )
+        except BaseException:
+            await spool.close()
+            raise
+
+    # A living pack. ------------------------------------------------------------------------------
+
+    async def _hit(self, slot: Slot | None, wish: Wish) -> Holding | None:
+        """Share the slot's pack if it lives long enough, or can be made to."""
+        if slot is None:
+            return None
+        lease, policy = slot.lease, self._engine.policy
+        if lease is None or lease.state is not LeaseState.ACTIVE or lease.revoked_at is not None:
+            return None
+        assert lease.expires_at is not None
+        guard = timedelta(seconds=policy.share_guard(wish.ttl_seconds))
+        expires_at = slot.now + timedelta(seconds=wish.ttl_seconds)
+        if lease.expires_at - slot.now <= guard or self._life_end(lease) < expires_at:
+            return None
+        if lease.expires_at < expires_at:
+            renewed = await self._renew(lease, wish)
+            if renewed is None or renewed.expires_at is None or renewed.expires_at < expires_at:
+                return None
+            lease = renewed
+        counts = self.slots.counts(lease.mpack_id)
+        return Holding(lease=lease, expires_at=expires_at, counts=counts, shared=True)
+
+    async def _renew(self, lease: Lease, wish: Wish) -> Lease | None:
+        ttl_seconds = wish.ttl_seconds * self._engine.policy.renew_factor
+        try:
+            renewed = await self._engine.lessor.renew(
+                lease.mpack_id, ttl_seconds=ttl_seconds, caller=wish.caller
+            )
+        except (Conflict, LeaseEnded, LeaseMissing):
+            return None
+        self._engine.granted(renewed)
+        self._step(Step.LEASE_RENEWED)
+        return renewed
+
+    def _life_end(self, lease: Lease) -> datetime:
+        return lease.granted_at + timedelta(seconds=self._engine.policy.lease_life_max_seconds)
+
+    def _holding(self, deposited: Deposited | None, wish: Wish) -> Holding | None:
+        """What a new pack means for one of those who waited: its own TTL, from the activation on.
+        None for somebody who came too late to have a longer one considered.
+        """
+        if deposited is None:
+            return None
+        lease = deposited.lease
+        assert lease.activated_at is not None
+        assert lease.expires_at is not None
+        own_end = lease.activated_at + timedelta(seconds=wish.ttl_seconds)
+        if lease.expires_at < min(own_end, self._life_end(lease)):
+            return None
+        expires_at = min(own_end, lease.expires_at)
+        return Holding(lease=lease, expires_at=expires_at, counts=deposited.counts, shared=False)
+
+    # A pack on its way. --------------------------------------------------------------------------
+
+    async def _join(self, flight: Flight, wish: Wish) -> Deposited | None:
+        return await flight.join(
+            lambda: self.read_plan(wish), ttl_seconds=wish.ttl_seconds, inline=wish.inline
+        )
+
+    def _start(self, wish: Wish, cache_key: str | None, seen: str | None) -> Flight:
+        assert self.tasks is not None, "the service has not been entered"
+        flight = Flight(cache_key=cache_key, ttl_seconds=wish.ttl_seconds, inline=wish.inline)
+        if cache_key is not None:
+            self._flights[cache_key] = flight
+        task = self.tasks.create_task(self._fly(flight, wish, seen))
+        self.building.add(task)
+        task.add_done_callback(self.building.discard)
+        return flight
+
+    async def _fly(self, flight: Flight, wish: Wish, seen: str | None) -> None:
+        """One flight, from the slot to the published pack. Never raises but when cancelled."""
+        outcome: Deposited | BaseException | None = None
+        try:
+            if flight.cache_key is None:
+                outcome = await self._build(flight, wish, new_mpack_id())
+            else:
+                outcome = await self._build_for_slot(flight, wish, flight.cache_key, seen)
+        except asyncio.CancelledError:
+            outcome = Unavailable("The gateway is shutting down; try again shortly.")
+            raise
+        except Failure as failure:
+            outcome = failure
+        except Exception as error:  # noqa: BLE001  it belongs to those who wait
+            _log.exception("build_failed", repo_id=wish.lacking.repo_id)
+            outcome = error
+        finally:
+            # First forget the flight: who is told to look again must not find it.
+            if flight.cache_key is not None:
+                del self._flights[flight.cache_key]
+            flight.settle(outcome)
+            await flight.clear_away()
+
+    async def _build_for_slot(
+        self, flight: Flight, wish: Wish, cache_key: str, seen: str | None
+    ) -> Deposited | None:
+        mpack_id = await self._take_slot(cache_key, seen)
+        if mpack_id is None:
+            return None
+        self._step(Step.SLOT_TAKEN)
+        assert self.tasks is not None
+        beating = self.tasks.create_task(self._beat(cache_key, mpack_id))
+        try:
+            deposited = await self._build(flight, wish, mpack_id)
+        except BaseException as error:
+            await self._release(cache_key, mpack_id, error)
+            raise
+        finally:
+            beating.cancel()
+        await self._publish(cache_key, deposited)
+        return deposited
+
+    async def _build(self, flight: Flight, wish: Wish, mpack_id: str) -> Deposited:
+        async with self.turns.turn():
+            try:
+                async with asyncio.timeout(self._policy.plan_seconds_max):
+                    plan = await flight.plan()
+            except TimeoutError as error:
+                raise BuildFailed("Planning this pack took too long.") from error
+            if flight.inline_only:
+                check_inline(plan.bytes_planned, self._policy)
+            lease = await self._deposits.reserve(
+                mpack_id,
+                repo_id=wish.lacking.repo_id,
+                cache_key=flight.cache_key,
+                caller=wish.caller,
+            )
+            sha256 = await self._deposits.build(plan, lease, wish.caller)
+            await self._deposits.put(lease, plan.writer.spool, wish.caller)
+            return await self._deposits.activate(
+                lease, plan, sha256=sha256, ttl_seconds=flight.ttl_seconds, caller=wish.caller
+            )
+
+    # The slot, against other replicas. -----------------------------------------------------------
+
+    async def _take_slot(self, cache_key: str, seen: str | None) -> str | None:
+        """Take the slot; None when somebody else has published a pack other than `seen`.
+
+        Errors: the builder's own failure; BuildsBusy when it takes too long.
+        """
+        give_up_at = self._engine.clock.monotonic() + self._policy.slot_wait_seconds
+        waited_for: set[str] = set()
+        with self.slots.watch(cache_key) as watch:
+            while self._engine.clock.monotonic() < give_up_at:
+                for mpack_id in waited_for & watch.failures.keys():
+                    raise watch.failures[mpack_id]
+                slot = await self.slots.look(cache_key)
+                if slot is not None and slot.published and slot.mpack_id != seen:
+                    return None
+                if slot is None or slot.published or slot.dead:
+                    mpack_id = new_mpack_id()
+                    held = None if slot is None else slot.mpack_id
+                    if await self.slots.take(cache_key, mpack_id, seen=held):
+                        return mpack_id
+                    continue
+                waited_for.add(slot.mpack_id)
+                await _woken(watch.changed, self._policy.slot_poll_seconds)
+        raise BuildsBusy
+
+    async def _beat(self, cache_key: str, mpack_id: str) -> None:
+        """Keep the slot while building. Losing it costs a second build, not this one."""
+        while True:
+            await self._engine.clock.sleep(self._policy.slot_beat_seconds)
+            try:
+                if not await self.slots.beat(cache_key, mpack_id):
+                    _log.warning("slot_lost", mpack_id=mpack_id)
+                    return
+            except Failure as failure:
+                _log.warning("slot_not_kept", mpack_id=mpack_id, error=failure.code)
+
+    async def _publish(self, cache_key: str, deposited: Deposited) -> None:
+        """Let others share it; the pack is good for those who waited here in any case."""
+        mpack_id = deposited.lease.mpack_id
+        self.slots.remember(mpack_id, deposited.counts)
+        try:
+            if not await self.slots.publish(cache_key, mpack_id, deposited.counts):
+                _log.warning("slot_lost", mpack_id=mpack_id)
+        except Failure as failure:
+            _log.warning("slot_not_published", mpack_id=mpack_id, error=failure.code)
+        self._step(Step.SLOT_PUBLISHED)
+
+    async def _release(self, cache_key: str, mpack_id: str, error: BaseException) -> None:
+        """Give the slot up; that this process stops, or its callers hang up, is no failure of the
+        pack: then somebody else who waits builds it.
+        """
+        failure: Failure | None = BuildFailed()
+        if isinstance(error, CallersGone | asyncio.CancelledError):
+            failure = None
+        elif isinstance(error, Failure):
+            failure = error
+        try:
+            await self.slots.release(cache_key, mpack_id, failure)
+        except Failure as again:
+            _log.warning("slot_not_released", mpack_id=mpack_id, error=again.code)
+
+
+def check_inline(size_bytes: int, policy: PackPolicy) -> None:
+    """Refuse what is too large to be answered inline.
+
+    Errors: TooLarge (413) with what to do instead.
+    """
+    if size_bytes > policy.inline_bytes_max:
+        raise TooLarge(
+            f"This pack is over {policy.inline_bytes_max:,} bytes, too large to be answered inline:"
+            " fetch it by URL (POST fetch/mpack), or fetch fewer commits at once."
+        )
+
+
+async def _woken(event: asyncio.Event, seconds_max: float) -> None:
+    try:
+        async with asyncio.timeout(seconds_max):
+            await event.wait()
+    except TimeoutError:
+        return
+    event.clear()

@@ -1,0 +1,36 @@
+"""Calls to a blob store whose author we may not know: whatever it raises means one thing here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from leases.errors import Failure, StoreUnavailable
+
+
+@contextmanager
+def store_call(name: str) -> Iterator[None]:
+    """Translate what a store raises.
+
+    Errors: StoreUnavailable for anything that is not one of our own failures already. The store's
+            words stay out of it: they may repeat a signed URL.
+    """
+    try:
+        yield
+    except Failure:
+        raise
+    except Exception as error:
+        raise StoreUnavailable(call=name, cause=type(error).__name__) from error
+
+
+def first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that made a task group end: a failure of ours before anything else."""
+    found: list[BaseException] = []
+    waiting: list[BaseException] = [group]
+    while waiting:
+        error = waiting.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            waiting += error.exceptions
+        else:
+            found.append(error)
+    return next((error for error in found if isinstance(error, Failure)), found[0])

@@ -1,0 +1,52 @@
+"""A pack's order is a function of its content."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.packs.order import ObjectOrder, commit_order, snapshot_order
+from tests.factories import History, histories
+from tests.property.test_closure import Graph, graphs
+
+
+@given(graphs(), st.randoms(use_true_random=False))
+def test_parents_come_first_whatever_the_order_of_rows(graph: Graph, chance: random.Random) -> None:
+    shuffled = list(graph.items())
+    chance.shuffle(shuffled)
+    order = commit_order(dict(shuffled))
+    assert order == commit_order(graph)
+    for commit_id, node in graph.items():
+        assert all(order.index(parent) < order.index(commit_id) for parent in node.parents)
+
+
+@given(graphs())
+def test_each_unknown_snapshot_comes_once(graph: Graph) -> None:
+    every = {node.snapshot_id for node in graph.values() if node.snapshot_id}
+    known = frozenset(sorted(every)[:2])
+    order = snapshot_order(graph, known)
+    assert len(order) == len(set(order))
+    assert set(order) == every - known
+
+
+@given(histories())
+def test_objects_come_by_path_then_history(history: History) -> None:
+    order = ObjectOrder()
+    first: dict[str, tuple[str, int]] = {}
+    for number, commit in enumerate(history.commits.values()):
+        order.add(commit.manifest, commit.manifest.values())
+        for path in sorted(commit.manifest):
+            first.setdefault(commit.manifest[path], (path, number))
+    assert order.sorted() == sorted(first, key=lambda one: (*first[one], one))
+
+
+def test_versions_of_one_file_stand_side_by_side() -> None:
+    order = ObjectOrder()
+    order.add({"b": "b1", "a": "a1"}, ["b1", "a1"])
+    order.add({"b": "b2", "a": "a1"}, ["b2", "a1"])
+    order.add({"b": "b2", "a": "a0"}, ["a0"])
+    order.discard(["b1"])
+    assert order.sorted() == ["a1", "a0", "b2"]
+    assert len(order) == 3
