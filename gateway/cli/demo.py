@@ -50,6 +50,7 @@ def demo(*, repo: Path, ttl: float, keep: bool) -> None:
         gateway = _gateway(scratch)
         try:
             _tell(report, gateway, scratch=scratch, repo=repo.absolute(), ttl=ttl)
+            took = time.monotonic() - began
             if keep:
                 _stay(gateway)
         finally:
@@ -59,7 +60,7 @@ def demo(*, repo: Path, ttl: float, keep: bool) -> None:
     if report.failed:
         click.secho(f"Not everything held: {'; '.join(report.failed)}", fg="red", bold=True)
         raise SystemExit(Exit.FAILED)
-    click.secho(f"All of it held, in {time.monotonic() - began:.0f} s.", bold=True)
+    click.secho(f"All of it held, in {took:.0f} s.", bold=True)
 
 
 def _gateway(scratch: Path) -> GatewayProcess:
@@ -84,13 +85,14 @@ def _tell(
 def _stay(gateway: GatewayProcess) -> None:
     from gateway.demo.story import OWNER_AND_REPO
 
-    token = gateway.token
+    authorized = 'curl -H "Authorization: Bearer $token"'
     lines = [
         "",
         f"It stays up at {gateway.url}. Try, in another terminal:",
         f"  curl {gateway.url}/readyz",
-        f"  curl -H 'Authorization: Bearer {token}' {gateway.url}/v1/leases",
-        f"  curl -H 'Authorization: Bearer {token}' {gateway.url}/{OWNER_AND_REPO}/refs",
+        f"  token=$(cat {gateway.folder / 'admin-token'})",
+        f"  {authorized} {gateway.url}/v1/leases",
+        f"  {authorized} {gateway.url}/{OWNER_AND_REPO}/refs",
         f"  set -a; . {gateway.folder / 'mpack.env'}; set +a",
         "  mpack-gateway lease list",
         "  mpack-gateway audit verify",

@@ -1,0 +1,7 @@
+"""The demonstration: a real gateway, a real history, and the proof that its packs go on time.
+
+report.py    what is said, and what was true
+process.py   the gateway as a process of its own, to be killed and started again
+sources.py   the Git history it shows, and Git's own account of its files
+story.py     what happens, in order
+"""

@@ -1,0 +1,59 @@
+"""Watches a blob's file until it is gone, and remembers when that was."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from leases.clock import SystemClock
+
+_LOOK_SECONDS = 0.002  # Finer than the figure that is told.
+
+
+class Watch:
+    """A thread that looks at one file all the time; leave the context to end it early."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._clock = SystemClock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="demo-watch", daemon=True)
+        self.last_seen_at: datetime | None = None
+        self.gone_at: datetime | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def wait(self, until: datetime) -> bool:
+        """Whether the file was gone by this moment of the wall clock."""
+        while self.gone_at is None:
+            left = (until - self._clock.now()).total_seconds()
+            if left <= 0:
+                return False
+            self._thread.join(min(left, 1.0))
+        return True
+
+    def _look(self) -> None:
+        while not self._over.is_set():
+            # The time is taken before the look for "still there" and after it for "gone": each
+            # errs against us.
+            before = self._clock.now()
+            if not self._path.exists():
+                self.gone_at = self._clock.now()
+                return
+            self.last_seen_at = before
+            time.sleep(_LOOK_SECONDS)
