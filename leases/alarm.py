@@ -46,6 +46,8 @@ _REARM_SECONDS_MIN = 0.005
 # Own deadlines kept in memory; beyond these a lease is found by the look-ahead like anybody's.
 _OWN_DEADLINES_MAX = 100_000
 _JOB_ID = "reap"
+# A fire takes microseconds; this only has to be more than APScheduler sees unfinished at a time.
+_FIRES_AT_ONCE_MAX = 1000
 
 _log = structlog.get_logger(__name__)
 
@@ -101,6 +103,8 @@ class Alarm:
             # The default of one second silently drops a job that a busy loop makes late.
             misfire_grace_time=None,
             coalesce=True,
+            # A fire re-arms before it has ended; the default of one would drop the next fire.
+            max_instances=_FIRES_AT_ONCE_MAX,
         )
 
     async def _fire(self) -> None:

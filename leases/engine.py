@@ -138,10 +138,12 @@ class LeaseEngine:
         trace: TracebackType | None,
     ) -> None:
         assert self._tasks is not None
-        await self.reaper.stop()
-        for task in self._running:
-            task.cancel()
-        await self._tasks.__aexit__(None, None, None)
+        try:
+            await self.reaper.stop()
+        finally:  # Whoever is impatient with the deletions leaves no task behind either.
+            for task in self._running:
+                task.cancel()
+            await self._tasks.__aexit__(None, None, None)
 
     def granted(self, lease: Lease) -> None:
         """Tell the alarm of a lease that this process has just granted, moved or revoked."""

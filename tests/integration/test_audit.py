@@ -1,0 +1,195 @@
+"""The proof: whatever was changed behind the log's back is named, and the table can be mended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from leases.database import Database
+from leases.engine import LeaseEngine
+from leases.model import Trigger
+from tests.fakes import ListingStore
+from tests.invariants import check_invariants
+from tests.leasing import another_database, due, engine_on, granted, granted_many, note, work_of
+
+ROW = "(SELECT min(mpack_id) FROM mpack_leases)"
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with another_database(database_url) as database:
+        yield database
+
+
+@pytest.fixture
+def store() -> ListingStore:
+    return ListingStore()
+
+
+@pytest.fixture
+async def engine(database: Database, store: ListingStore) -> AsyncIterator[LeaseEngine]:
+    """Three leases, one of them reclaimed: seven events."""
+    async with engine_on(database, store) as engine:
+        lease = await granted(engine)
+        await granted_many(engine, 2, ttl_seconds=60)
+        await due(database, lease)
+        await engine.reaper.sweep(Trigger.COMMAND)
+        yield engine
+
+
+async def as_owner(database: Database, *statements: str) -> None:
+    """What somebody with the owner's rights could do."""
+    async with database.driver() as driver:
+        await driver.execute("SET session_replication_role = replica")
+        for statement in statements:
+            await driver.execute(statement)
+        await driver.execute("RESET session_replication_role")
+
+
+async def test_an_untouched_log_verifies(engine: LeaseEngine, store: ListingStore) -> None:
+    verdict = await engine.auditor.verify()
+    head = await engine.log.head()
+    assert (verdict.problems, verdict.events) == ([], 7)
+    assert (verdict.head_position, verdict.head_hash) == (7, head["hash"].hex())
+    await check_invariants(engine.database, store)
+
+
+async def test_an_empty_log_verifies(database: Database, store: ListingStore) -> None:
+    async with engine_on(database, store) as engine:
+        assert (await engine.auditor.verify()).ok
+
+
+TAMPERING = {
+    "data edited": (
+        """UPDATE events SET data = replace(data, 'repo-1', 'repo-2') WHERE position = 3""",
+        "event 3: its data is not what was recorded",
+    ),
+    "data edited with its digest": (
+        """UPDATE events SET data = '{}', data_sha = sha256('{}') WHERE position = 3""",
+        "event 3: its hash does not follow",
+    ),
+    "actor edited": (
+        "UPDATE events SET actor = 'somebody' WHERE position = 3",
+        "event 3: its hash does not follow",
+    ),
+    "time edited": (
+        "UPDATE events SET recorded_at = recorded_at - interval '1 day' WHERE position = 3",
+        "event 3 was recorded before",
+    ),
+    "hash edited": (
+        "UPDATE events SET hash = sha256('x') WHERE position = 3",
+        "event 4: its hash does not follow",
+    ),
+    "one deleted": (
+        "DELETE FROM events WHERE position = 3",
+        "event 4 follows 2: events are missing",
+    ),
+    "the last deleted": (
+        "DELETE FROM events WHERE position = 7",
+        "the log's rows end at 6, its head says 7",
+    ),
+    "all deleted": ("DELETE FROM events", "the log's rows end at 0, its head says 7"),
+    "one added beyond the head": (
+        """INSERT INTO events SELECT 8, gen_random_uuid(), 'lease/new', 1, type, 1, data, data_sha,
+        actor, NULL, recorded_at, hash FROM events WHERE position = 1""",
+        "stream lease/new: its versions are out of turn",
+    ),
+    "one moved to another stream": (
+        "UPDATE events SET stream = 'repo/x' WHERE position = 3",
+        "stream repo/x: its versions are out of turn",
+    ),
+    "the head's hash edited": (
+        "UPDATE event_head SET hash = sha256('x')",
+        "the head's hash is not the last event's",
+    ),
+    "the head set back": (
+        "UPDATE event_head SET position = 6, hash = (SELECT hash FROM events WHERE position = 6)",
+        "the log's rows end at 7, its head says 6",
+    ),
+    "a lease edited": (
+        f"UPDATE mpack_leases SET delete_at = now() WHERE mpack_id = {ROW}",
+        "differs from the log",
+    ),
+    "a lease deleted": (
+        f"DELETE FROM mpack_leases WHERE mpack_id = {ROW}",
+        "is missing from the table",
+    ),
+    "a lease invented": (
+        """INSERT INTO mpack_leases (mpack_id, kind, repo_id, storage_key, state, granted_at,
+        delete_at, version, last_position)
+        VALUES ('x', 'pack', '', 'transient/x', 'active', now(), now(), 1, 1)""",
+        "lease x is not in the log",
+    ),
+    "a stream's version edited": (
+        "UPDATE event_streams SET version = version + 1 WHERE last_position = 7",
+        "its versions are out of turn",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERING)
+async def test_tampering_is_named(engine: LeaseEngine, name: str) -> None:
+    statement, told = TAMPERING[name]
+    await as_owner(engine.database, statement)
+    problems = (await engine.auditor.verify()).problems
+    assert any(told in problem for problem in problems), problems
+
+
+async def test_a_long_list_of_problems_is_cut(engine: LeaseEngine) -> None:
+    await engine.log.append_each([note(f"repo/{n}") for n in range(150)])
+    await as_owner(engine.database, "UPDATE events SET actor = 'somebody'")
+    assert len((await engine.auditor.verify()).problems) == 100
+
+
+WRONG = [
+    "UPDATE mpack_leases SET state = 'active', expires_at = now(), outcome = NULL, sha256 = 'x'",
+    f"DELETE FROM mpack_leases WHERE mpack_id = {ROW}",
+    TAMPERING["a lease invented"][0],
+]
+
+
+async def test_a_rebuild_mends_the_fold_and_leaves_the_work_alone(
+    engine: LeaseEngine, store: ListingStore
+) -> None:
+    lease = await granted(engine, ttl_seconds=60)
+    await engine.database.execute(
+        "UPDATE mpack_leases SET attempts = 3, last_error = 'it broke', claimed_by = 'free.x',"
+        " claimed_until = now(), claim_token = gen_random_uuid() WHERE mpack_id = $1",
+        lease.mpack_id,
+    )
+    before = dict(await work_of(engine.database, lease))
+    await as_owner(engine.database, *WRONG)
+    assert await engine.auditor.rebuild() == 5
+    assert (await engine.auditor.verify()).problems == []
+    after = dict(await work_of(engine.database, lease))
+    assert after | {"now": None} == before | {"now": None}
+    assert await engine.auditor.rebuild() == 0
+    await check_invariants(engine.database, store, at_rest=False)
+
+
+async def test_a_rebuild_from_nothing(engine: LeaseEngine, store: ListingStore) -> None:
+    await as_owner(engine.database, "TRUNCATE mpack_leases")
+    assert await engine.auditor.rebuild() == 3
+    await check_invariants(engine.database, store)
+
+
+async def test_a_rebuild_while_appends_go_on(engine: LeaseEngine, store: ListingStore) -> None:
+    finished = asyncio.Event()
+
+    async def grant() -> int:
+        count = 0
+        while not finished.is_set():
+            await granted(engine, ttl_seconds=60)
+            count += 1
+        return count
+
+    granting = [asyncio.ensure_future(grant()) for _ in range(4)]
+    for _ in range(5):
+        await as_owner(engine.database, f"DELETE FROM mpack_leases WHERE mpack_id = {ROW}")
+        assert await engine.auditor.rebuild() == 1
+        assert (await engine.auditor.verify()).ok
+    finished.set()
+    assert sum(await asyncio.gather(*granting)) > 0
+    await check_invariants(engine.database, store)

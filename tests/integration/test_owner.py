@@ -1,0 +1,199 @@
+"""Whose store is it? Nothing is deleted from one that another log has marked."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from leases.database import Database
+from leases.engine import LeaseEngine
+from leases.errors import StoreUnavailable
+from leases.model import LeaseState, Trigger
+from leases.owner import OWNER_KEY, Mark, Ownership
+from tests.databases import NewDatabase
+from tests.fakes import ListingStore, MemoryStore
+from tests.leasing import QUICK, another_database, due, engine_on, granted, loaded, note, until
+
+OTHER_LOG = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with another_database(database_url) as database:
+        yield database
+
+
+@pytest.fixture
+def store() -> ListingStore:
+    return ListingStore()
+
+
+def mark_of(store: ListingStore) -> Mark:
+    mark = Mark.load(store.blobs[OWNER_KEY])
+    assert mark is not None
+    return mark
+
+
+async def test_a_fresh_store_is_marked(database: Database, store: ListingStore) -> None:
+    async with engine_on(database, store) as engine:
+        assert engine.owner.state is Ownership.CONFIRMED
+        head = await engine.log.head()
+    assert mark_of(store) == Mark(
+        log_id=engine.log_id, position=head["position"], hash=head["hash"].hex()
+    )
+
+
+async def test_the_mark_follows_the_log(database: Database, store: ListingStore) -> None:
+    async with engine_on(database, store) as engine:
+        await engine.log.append([note("repo/1")])
+        assert await engine.owner.check() is Ownership.CONFIRMED
+        assert mark_of(store).position == 1
+        writes = len(store.calls_of("put", OWNER_KEY))
+        await engine.owner.check()
+        assert len(store.calls_of("put", OWNER_KEY)) == writes
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        Mark(log_id=OTHER_LOG, position=0, hash="").dump(),
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b"",
+    ],
+    ids=["another log's", "no text", "no map", "an empty map", "nothing"],
+)
+async def test_a_foreign_or_unreadable_mark_pauses_until_it_is_mended(
+    database: Database, store: ListingStore, mark: bytes
+) -> None:
+    async with engine_on(database, store) as engine:
+        lease = await granted(engine)
+        await due(database, lease)
+        own = store.blobs[OWNER_KEY]
+        store.blobs[OWNER_KEY] = mark
+        assert await engine.owner.check() is Ownership.PAUSED
+        assert (await engine.reaper.sweep(Trigger.COMMAND)).claimed == 0
+        assert store.blobs[OWNER_KEY] == mark
+        store.blobs[OWNER_KEY] = own
+        assert await engine.owner.check() is Ownership.CONFIRMED
+        assert (await engine.reaper.sweep(Trigger.COMMAND)).reclaimed == 1
+
+
+async def test_blobs_of_strangers_without_a_mark_pause(
+    database: Database, store: ListingStore
+) -> None:
+    store.blobs[f"transient/{OTHER_LOG}/x"] = b"theirs"
+    async with engine_on(database, store) as engine:
+        assert engine.owner.state is Ownership.PAUSED
+        assert OTHER_LOG in engine.owner.reason
+    assert OWNER_KEY not in store.blobs
+
+
+async def test_own_blobs_without_a_mark_are_no_strangers(
+    database: Database, store: ListingStore
+) -> None:
+    """A lifecycle rule may have taken the mark."""
+    async with engine_on(database, store) as engine:
+        await granted(engine, ttl_seconds=60)
+        del store.blobs[OWNER_KEY]
+        assert await engine.owner.check() is Ownership.CONFIRMED
+    assert OWNER_KEY in store.blobs
+
+
+async def test_durable_blobs_of_others_are_not_looked_at(
+    database: Database, store: ListingStore
+) -> None:
+    store.blobs["segments/x"] = b"durable"
+    async with engine_on(database, store) as engine:
+        assert engine.owner.state is Ownership.CONFIRMED
+
+
+async def test_an_empty_database_on_a_used_store_pauses(
+    database: Database, store: ListingStore, new_database: NewDatabase
+) -> None:
+    """Every clone of the tests' template has the same log id, as a restored backup has."""
+    async with engine_on(database, store) as engine:
+        lease = await granted(engine)
+        await engine.owner.check()
+    with new_database() as url:
+        async with another_database(url) as emptied, engine_on(emptied, store) as late:
+            assert late.owner.state is Ownership.PAUSED
+            assert "newest events are lost" in late.owner.reason
+    assert lease.storage_key in store.blobs
+
+
+async def test_a_log_that_lost_its_tail_and_went_on_pauses(
+    database: Database, store: ListingStore, new_database: NewDatabase
+) -> None:
+    """Its positions reach as far as the published ones again, but its hashes are others."""
+    async with engine_on(database, store) as engine:
+        await engine.log.append([note("repo/1")])
+        await engine.owner.check()
+    with new_database() as url:
+        async with another_database(url) as restored, engine_on(restored, MemoryStore()) as late:
+            await late.log.append([note("repo/2"), note("repo/3")])
+        async with another_database(url) as restored, engine_on(restored, store) as late:
+            assert late.owner.state is Ownership.PAUSED
+            assert "not the one that was published" in late.owner.reason
+
+
+async def test_a_mark_that_moves_on_while_it_is_checked_is_no_lost_tail(
+    database: Database, database_url: str, store: ListingStore
+) -> None:
+    """Another replica appended and published between our two looks."""
+    async with (
+        another_database(database_url) as elsewhere,
+        engine_on(elsewhere, store) as other,
+        engine_on(database, store) as engine,
+    ):
+        busy = False
+
+        async def meanwhile(key: str) -> None:
+            nonlocal busy
+            if key == OWNER_KEY and not busy:
+                busy = True
+                await other.log.append([note("repo/1")])
+                await other.owner.check()
+                busy = True
+
+        store.on_get = meanwhile
+        assert await engine.owner.check() is Ownership.CONFIRMED, engine.owner.reason
+
+
+async def test_nothing_is_reaped_before_the_mark_was_read(
+    database: Database, store: ListingStore
+) -> None:
+    async with LeaseEngine(database, store, QUICK, watch=False) as engine:
+        assert engine.owner.state is Ownership.UNKNOWN
+        assert not engine.owner.may_reap()
+
+
+async def test_a_store_that_is_out_at_the_start_is_asked_again(
+    database: Database, store: ListingStore
+) -> None:
+    asked = 0
+
+    async def once(_key: str) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise StoreUnavailable
+
+    store.on_get = once
+    async with LeaseEngine(database, store, QUICK) as engine:
+        lease = await granted(engine)
+
+        async def reclaimed() -> bool:
+            return (await loaded(engine, lease)).state is LeaseState.RECLAIMED
+
+        await until(reclaimed)
+    assert asked >= 2
+
+
+async def test_a_store_that_cannot_list_is_taken_as_ours(database: Database) -> None:
+    store = MemoryStore()
+    async with engine_on(database, store) as engine:
+        assert engine.owner.state is Ownership.CONFIRMED
+    assert store.blobs == {}
