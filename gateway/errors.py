@@ -4,6 +4,8 @@
     ├── InvalidRequest            400   fix it
     │   ├── Unauthorized          401   no token, or not a valid one
     │   ├── Forbidden             403   a valid token that may not do this
+    │   │   ├── UrlTampered       403   gateway.storage.signing
+    │   │   └── UrlExpired        403   gateway.storage.signing
     │   ├── MethodNotAllowed      405
     │   ├── BodyTooSlow           408
     │   ├── NonFastForward        409   the only 409 there is: this client says "diverged" to it
@@ -19,7 +21,7 @@
     ├── Conflict                  503   the retries are used up; trying again may work
     ├── Unavailable               503   with Retry-After
     │   ├── BuildsBusy            503   too many packs are being built
-    │   ├── BuildFailed           503   another caller's build of the same pack failed
+    │   ├── BuildFailed           503   the pack could not be built or stored in time
     │   └── SpoolFull             503   no room to build a pack in
     └── Corrupt                   500   call a human
         └── IncompleteRepo        422   stored history names content that is not stored

@@ -146,5 +146,5 @@ def _take_over(handler: logging.Handler, number: int) -> None:
         logger.propagate = True
     # Our summary line says more, and uvicorn's would hold the query: a URL's signature.
     logging.getLogger("uvicorn.access").disabled = True
-    for name in ("apscheduler", "sqlalchemy", "httpx2", "httpcore2", "asyncio"):
+    for name in ("alembic", "apscheduler", "sqlalchemy", "httpx2", "httpcore2", "asyncio"):
         logging.getLogger(name).setLevel(max(number, logging.WARNING))

@@ -19,13 +19,13 @@ import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.date import DateTrigger
 
+from leases.claims import DUE
 from leases.database import Database
 from leases.database_clock import DatabaseClock
 from leases.errors import Failure
 from leases.instance import LIVE_INSTANCES
 from leases.policy import LeasePolicy
 from leases.ports import Clock
-from leases.reaper import DUE
 
 NEXT_DUE = (
     f"SELECT {DUE} AS due FROM mpack_leases WHERE state <> 'reclaimed' ORDER BY {DUE} LIMIT 1"
@@ -159,7 +159,7 @@ class Alarm:
         due_at = self._database_clock.monotonic_at(row["due"])
         if len(row["live"]) > 1 and not self._is_own(due_at):
             # Its own replica is there first; this one only catches what that one drops.
-            due_at += self._policy.non_owner_delay_seconds * random.uniform(1, 1.5)  # noqa: S311
+            due_at += self._policy.non_owner_delay_seconds * random.uniform(1, 1.2)  # noqa: S311
         missed = self._armed_at is not None and self._armed_at < asked_at - _REARM_SECONDS_MIN
         if due_at <= asked_at or missed:
             self._ring()

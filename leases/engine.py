@@ -9,6 +9,7 @@ Leaving the context claims nothing more, waits for what is being deleted, and en
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
@@ -65,7 +66,9 @@ class LeaseEngine:
         self.policy = policy
         self.clock: Clock = clock or SystemClock()
         self.database_clock = DatabaseClock(self.clock)
-        self.log = EventLog(database, self.clock)
+        # Requests may take every connection of theirs; what must be in time has its own.
+        self._machinery = database.another()
+        self.log = EventLog(self._machinery, self.clock)
         self.instance = Instance(direct or database, self.clock)
         self.auditor = Auditor(database, self.log)
         self._steps = steps
@@ -75,6 +78,14 @@ class LeaseEngine:
         self._swept = asyncio.Event()
 
     async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            await self._machinery.close()
+            raise
+        return self
+
+    async def _open(self) -> None:
         head = await self._first_look()
         self.log_id = str(head["log_id"])
         replica = self.instance.instance_id
@@ -82,10 +93,10 @@ class LeaseEngine:
             self.database, self.log, self.policy, log_id=self.log_id, replica=replica
         )
         self.owner = Owner(
-            database=self.database, log=self.log, store=self.store, log_id=self.log_id
+            database=self._machinery, log=self.log, store=self.store, log_id=self.log_id
         )
         self.reaper = Reaper(
-            database=self.database,
+            database=self._machinery,
             log=self.log,
             store=self.store,
             policy=self.policy,
@@ -95,7 +106,7 @@ class LeaseEngine:
             steps=self._steps,
         )
         self.alarm = Alarm(
-            database=self.database,
+            database=self._machinery,
             policy=self.policy,
             clock=self.clock,
             wake=self.reaper.wake,
@@ -103,7 +114,7 @@ class LeaseEngine:
         )
         self.reaper.found_nothing = self.alarm.look_soon
         self.reconciler = Reconciler(
-            database=self.database,
+            database=self._machinery,
             log=self.log,
             store=self.store,
             policy=self.policy,
@@ -112,7 +123,6 @@ class LeaseEngine:
         )
         self._tasks = await asyncio.TaskGroup().__aenter__()
         await self._start(self._tasks)
-        return self
 
     async def _first_look(self) -> asyncpg.Record:
         asked_at = self.clock.monotonic()
@@ -144,6 +154,7 @@ class LeaseEngine:
             for task in self._running:
                 task.cancel()
             await self._tasks.__aexit__(None, None, None)
+            await self._machinery.close()
 
     def granted(self, lease: Lease) -> None:
         """Tell the alarm of a lease that this process has just granted, moved or revoked."""
@@ -220,6 +231,8 @@ class LeaseEngine:
             _log.warning("task_failed", task=name, error=failure.code, detail=str(failure))
             return False
         except Exception as error:  # noqa: BLE001  a host's store may raise anything
-            _log.error("task_failed", task=name, error=type(error).__name__, exc_info=True)
+            # Where, but not what it says: a store's words may repeat a signed URL.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            _log.error("task_failed", task=name, error=type(error).__name__, where=where)
             return False
         return True

@@ -11,87 +11,44 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import structlog
 
 from leases.circuit import Circuit, is_outage
+from leases.claims import Claims, Due, FailedAttempt
 from leases.database import Database
 from leases.decide import decide
-from leases.errors import Conflict, DatabaseUnavailable, Failure, StoreUnavailable
+from leases.deletions import Deletions
+from leases.errors import Conflict, DatabaseUnavailable, Failure
 from leases.ids import new_event_id
 from leases.instance import Instance
-from leases.lessor import LEASE_COLUMNS, Caller, lease_of, lease_stream, new_lease_event
+from leases.lessor import Caller, new_lease_event
 from leases.log import EventLog, NewEvent
-from leases.model import Lease, LeaseState, Outcome, RecordFailure, RecordReclaim, Trigger
+from leases.model import (
+    Lease,
+    LeaseStuck,
+    Outcome,
+    RecordFailure,
+    RecordReclaim,
+    Trigger,
+)
 from leases.policy import LeasePolicy
-from leases.ports import AbortsUploads, BlobStore, Clock, DeleteOutcome, DeletesMany
+from leases.ports import BlobStore, Clock, DeleteOutcome
 from leases.steps import Step, Steps
 
-# When somebody has to look at a row next; the partial index is ordered by this very expression.
-DUE = "GREATEST(delete_at, next_attempt_at, claimed_until)"
-# Compared with statement_timestamp(): clock_timestamp() is volatile and could not use the index.
-CLAIM = f"""
-WITH due AS (
-    SELECT mpack_id FROM mpack_leases
-    WHERE state <> 'reclaimed' AND {DUE} <= statement_timestamp()
-    ORDER BY {DUE} LIMIT $1 FOR UPDATE SKIP LOCKED)
-UPDATE mpack_leases AS l
-SET claimed_by = $2, claimed_until = statement_timestamp() + $3, claim_token = $4
-FROM due WHERE l.mpack_id = due.mpack_id
-RETURNING statement_timestamp() AS now, attempts,
-          {", ".join(f"l.{name.strip()}" for name in LEASE_COLUMNS.split(","))}
-"""
-DUE_NOW = f"""
-SELECT statement_timestamp() AS now, attempts, {LEASE_COLUMNS} FROM mpack_leases
-WHERE state <> 'reclaimed' AND {DUE} <= statement_timestamp() ORDER BY {DUE} LIMIT $1
-"""
-# No attempt is counted, but others come first: a blob that alone answers like an outage would
-# otherwise be every probe, and keep all deletions waiting for ever.
-_HAND_BACK = """
-UPDATE mpack_leases
-SET claimed_by = NULL, claimed_until = NULL, claim_token = NULL,
-    next_attempt_at = clock_timestamp() + make_interval(secs => $3)
-WHERE mpack_id = ANY ($1::text[]) AND claim_token = $2
-"""
-_RELEASE = """
-UPDATE mpack_leases SET claimed_by = NULL, claimed_until = NULL, claim_token = NULL
-WHERE claimed_by = ANY ($1::text[]) AND claim_token = ANY ($2::uuid[])
-"""
-_COUNT_FAILURES = """
-UPDATE mpack_leases AS l
-SET attempts = f.attempts, last_error = f.error, claimed_by = NULL, claimed_until = NULL,
-    claim_token = NULL, next_attempt_at = clock_timestamp() + make_interval(secs => f.delay)
-FROM unnest($1::text[], $2::int[], $3::text[], $4::float8[])
-    AS f (mpack_id, attempts, error, delay)
-WHERE l.mpack_id = f.mpack_id AND l.claim_token = $5
-"""
-_NOTED_BEFORE = """
-SELECT stream FROM events WHERE stream = ANY ($1::text[]) AND type = 'lease.cleanup_failed'
-"""
-
-# For calls that take one key: so many at once, and so many deletions in a batch.
-_SINGLE_CALLS_AT_ONCE = 16
-_SINGLE_DELETES_BATCH = 128
 # So long after the database failed a worker, it asks again.
 _RELEASE_RETRY_SECONDS = 0.5
+# What a dry run lists at most.
+_LOOKED_AT_MAX = 1_000_000
 _ERROR_LENGTH_MAX = 200
 
 _REAPER = Caller(actor="reaper")
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """A claimed lease with what the reaper noted about it."""
-
-    lease: Lease
-    attempts: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -136,9 +93,8 @@ class Reaper:
         may_reap: Callable[[], bool],
         steps: Steps,
     ) -> None:
-        self._database = database
+        self._claims = Claims(database, instance, limit_seconds=policy.claim_limit_seconds)
         self._event_log = log
-        self._store = store
         self._policy = policy
         self._clock = clock
         self._instance = instance
@@ -147,8 +103,8 @@ class Reaper:
         self.circuit = Circuit(
             pause_seconds=policy.circuit_pause_seconds, monotonic=clock.monotonic
         )
-        many = isinstance(store, DeletesMany)
-        self.batch = policy.reap_batch if many else min(policy.reap_batch, _SINGLE_DELETES_BATCH)
+        self._deletions = Deletions(store, timeout_seconds=policy.delete_timeout_seconds)
+        self.batch = self._deletions.batch_max(policy.reap_batch)
         self._wakes: asyncio.Queue[Trigger] = asyncio.Queue(maxsize=policy.reap_workers)
         self._unsettled: list[UUID] = []
         self._busy = 0
@@ -229,11 +185,11 @@ class Reaper:
         return total
 
     async def _look(self, limit: int | None) -> SweepResult:
-        rows = await self._database.fetch(DUE_NOW, limit or 1_000_000)
+        found = await self._claims.look(limit or _LOOKED_AT_MAX)
         return SweepResult(
-            claimed=len(rows),
-            lateness_ms_max=max((_lateness_ms(lease_of(r), r["now"]) for r in rows), default=0),
-            mpack_ids=[row["mpack_id"] for row in rows],
+            claimed=len(found),
+            lateness_ms_max=max((_lateness_ms(due.lease, due.seen_at) for due in found), default=0),
+            mpack_ids=[due.lease.mpack_id for due in found],
         )
 
     # One batch. ----------------------------------------------------------------------------------
@@ -265,78 +221,21 @@ class Reaper:
         """
         if self._unsettled:
             tokens = list(self._unsettled)
-            names = [f"{kind}.{self._instance.instance_id}" for kind in ("live", "free")]
-            await self._database.execute(_RELEASE, names, tokens)
+            await self._claims.release(tokens)
             self._unsettled = [token for token in self._unsettled if token not in tokens]
 
     async def _reap_batch(self, trigger: Trigger, limit: int | None, token: UUID) -> SweepResult:
         count = 1 if self.circuit.is_open else limit or self.batch
         asked_at = self._clock.monotonic()
-        rows = await self._claim(count, token)
-        if not rows:
+        claimed = await self._claims.take(count, token)
+        if not claimed:
             return SweepResult()
-        claimed = [Due(lease_of(row), row["attempts"]) for row in rows]
-        claimed.sort(key=lambda due: due.lease.delete_at)
         self._step(Step.LEASES_CLAIMED)
-        found = await self._delete([due.lease for due in claimed])
+        found = await self._deletions.delete([due.lease for due in claimed])
         self._step(Step.BLOBS_DELETED)
         # The database's time at the claim, moved on by the time since it was asked for.
-        now = rows[0]["now"] + timedelta(seconds=self._clock.monotonic() - asked_at)
+        now = claimed[0].seen_at + timedelta(seconds=self._clock.monotonic() - asked_at)
         return await self._record(claimed, found, now=now, token=token, trigger=trigger)
-
-    async def _claim(self, count: int, token: UUID) -> list[asyncpg.Record]:
-        return await self._database.fetch(
-            CLAIM,
-            count,
-            self._instance.claim_name,
-            timedelta(seconds=self._policy.claim_limit_seconds),
-            token,
-        )
-
-    async def _delete(self, leases: Sequence[Lease]) -> Mapping[str, DeleteOutcome | BaseException]:
-        """Delete every blob; the answer holds an outcome or an exception for every key."""
-        for lease in leases:
-            assert lease.storage_key.startswith("transient/"), lease.storage_key
-        keys = [lease.storage_key for lease in leases]
-        found: dict[str, DeleteOutcome | BaseException] = {}
-        try:
-            async with asyncio.timeout(self._policy.delete_timeout_seconds):
-                await self._abort_uploads(leases, found)
-                rest = [key for key in keys if key not in found]
-                if isinstance(self._store, DeletesMany):
-                    found.update(await self._store.delete_many(rest))
-                else:
-                    await self._delete_singly(rest, found)
-        except Exception as error:  # noqa: BLE001  whatever a host's store raises
-            for key in keys:
-                found.setdefault(key, error)
-        for key in keys:
-            found.setdefault(key, StoreUnavailable("The store said nothing about this key."))
-        return found
-
-    async def _abort_uploads(
-        self, leases: Sequence[Lease], found: dict[str, DeleteOutcome | BaseException]
-    ) -> None:
-        """A reservation may have left an unfinished upload, which no deletion removes."""
-        if not isinstance(self._store, AbortsUploads):
-            return
-        store = self._store
-
-        async def abort(key: str) -> None:
-            await store.abort_uploads(key)
-
-        reserved = [lease.storage_key for lease in leases if lease.state is LeaseState.RESERVED]
-        await _each(reserved, abort, found)
-
-    async def _delete_singly(
-        self, keys: Sequence[str], found: dict[str, DeleteOutcome | BaseException]
-    ) -> None:
-        async def delete(key: str) -> None:
-            # A host's method may return anything; only an exception is a failure.
-            outcome: object = await self._store.delete(key)
-            found[key] = outcome if isinstance(outcome, DeleteOutcome) else DeleteOutcome.DELETED
-
-        await _each(keys, delete, found)
 
     async def _record(
         self,
@@ -366,7 +265,7 @@ class Reaper:
         if out:
             ids = [due.lease.mpack_id for due, _error in out]
             pause = self._policy.retry_first_seconds
-            await self._database.execute(_HAND_BACK, ids, token, pause)
+            await self._claims.hand_back(ids, token, pause_seconds=pause)
         return result
 
     def _judge_store(
@@ -427,30 +326,34 @@ class Reaper:
         self, failed: Sequence[tuple[Due, BaseException]], *, now: datetime, token: UUID
     ) -> None:
         """Count each attempt in the row; the first one, and becoming stuck, are facts as well."""
-        streams = [lease_stream(due.lease.mpack_id) for due, _error in failed]
-        noted = {row["stream"] for row in await self._database.fetch(_NOTED_BEFORE, streams)}
+        noted = await self._claims.failed_before([due.lease for due, _error in failed])
         facts: list[NewEvent] = []
         for due, error in failed:
             command = RecordFailure(
                 error=describe(error),
                 attempts=due.attempts + 1,
-                noted_before=lease_stream(due.lease.mpack_id) in noted,
+                noted_before=due.lease.mpack_id in noted,
                 stuck_after_attempts=self._policy.stuck_after_attempts,
             )
-            for event in decide(due.lease, command, now=now):
-                facts.append(self._fact(due.lease, event, token))
-                _log.warning(event.type.replace(".", "_"), mpack_id=due.lease.mpack_id)
-        for answer in await self._event_log.append_each(facts) if facts else ():
-            if isinstance(answer, BaseException) and not isinstance(answer, Conflict):
+            facts += [self._fact(due.lease, e, token) for e in decide(due.lease, command, now=now)]
+        answers = await self._event_log.append_each(facts) if facts else []
+        for fact, answer in zip(facts, answers, strict=True):
+            if isinstance(answer, Conflict):
+                continue
+            if isinstance(answer, BaseException):
                 raise answer
-        await self._database.execute(
-            _COUNT_FAILURES,
-            [due.lease.mpack_id for due, _error in failed],
-            [due.attempts + 1 for due, _error in failed],
-            [describe(error) for _due, error in failed],
-            [self._retry_delay(due.attempts + 1) for due, _error in failed],
-            token,
-        )
+            told = _log.error if fact.type == LeaseStuck.type else _log.warning
+            told(fact.type.replace(".", "_"), stream=fact.stream)
+        attempts = [
+            FailedAttempt(
+                mpack_id=due.lease.mpack_id,
+                attempts=due.attempts + 1,
+                error=describe(error),
+                retry_seconds=self._retry_delay(due.attempts + 1),
+            )
+            for due, error in failed
+        ]
+        await self._claims.count_failures(attempts, token)
         self._step(Step.FAILURES_RECORDED)
 
     def _retry_delay(self, attempts: int) -> float:
@@ -464,26 +367,6 @@ class Reaper:
         jitter = random.uniform(1 - spread, 1 + spread)  # noqa: S311  spreads load, guards nothing
         delay = min(delay * jitter, policy.retry_cap_seconds)
         return max(policy.retry_first_seconds, delay)
-
-
-async def _each(
-    keys: Sequence[str],
-    work: Callable[[str], Awaitable[None]],
-    failures: dict[str, DeleteOutcome | BaseException],
-) -> None:
-    """Do it for every key, several at once; a failure is this key's, not the batch's."""
-    turns = asyncio.Semaphore(_SINGLE_CALLS_AT_ONCE)
-
-    async def one(key: str) -> None:
-        async with turns:
-            try:
-                await work(key)
-            except Exception as error:  # noqa: BLE001  whatever a host's store raises
-                failures[key] = error
-
-    async with asyncio.TaskGroup() as group:
-        for key in keys:
-            group.create_task(one(key))
 
 
 def _lateness_ms(lease: Lease, now: datetime) -> int:

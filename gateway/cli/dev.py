@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,6 @@ def dev(*, data: Path | None, host: str, port: int, log_level: str) -> None:
     from gateway.logs import configure
 
     configure(log_format="console", level=log_level)
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # Its news is that nothing changed.
     with told():
         serve(data or default_folder(), host=host, port=port, announce=_announce)
 

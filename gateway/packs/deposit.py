@@ -77,10 +77,13 @@ class Deposits:
     async def put(self, lease: Lease, spool: Spool, caller: Caller) -> None:
         """Store the finished pack, before the reservation's deadline or not at all.
 
-        Errors: StoreUnavailable; LeaseEnded when the deadline has passed already.
+        Errors: StoreUnavailable; BuildFailed when the deadline has passed already.
         """
         if self._left(lease) < self._engine.policy.upload_limit_seconds / 2:
-            lease = await self._engine.lessor.extend(lease.mpack_id, caller=caller)
+            try:
+                lease = await self._engine.lessor.extend(lease.mpack_id, caller=caller)
+            except (Conflict, LeaseEnded, LeaseMissing) as refusal:
+                raise BuildFailed(mpack_id=lease.mpack_id) from refusal
         small = spool.size_bytes <= _PUT_AT_ONCE_BYTES
         data = await spool.read(0, spool.size_bytes) if small else spool.chunks()
         try:

@@ -59,8 +59,17 @@ def repo_stream(repo_id: str) -> str:
     return f"repo/{repo_id}"
 
 
+# First words of addresses that are no repo's; a repo of such an owner could not be reached.
+RESERVED_OWNERS = frozenset({"blobs", "events", "livez", "metrics", "o", "readyz", "v1"})
+
+
+def is_owner_name(name: str) -> bool:
+    """Whether this may be an owner."""
+    return is_repo_name(name) and name.lower() not in RESERVED_OWNERS
+
+
 def is_repo_name(name: str) -> bool:
-    """Whether this may be an owner or a slug."""
+    """Whether this may be a slug."""
     return _NAME.fullmatch(name) is not None and not name.endswith((".", ".git"))
 
 
@@ -103,7 +112,7 @@ class Repos:
 
     async def find(self, *, owner: str, slug: str) -> Repo | None:
         """The repo of that name; None for unknown and for deleted ones, and for no name at all."""
-        if not (is_repo_name(owner) and is_repo_name(slug)):
+        if not (is_owner_name(owner) and is_repo_name(slug)):
             return None
         async with reading(self._database) as connection:
             return await find_repo(connection, owner=owner, slug=slug)
@@ -116,7 +125,7 @@ class Repos:
         Effects: at most one row and its `repo.created`, also when two callers race.
         Errors:  Incomplete (422) for a name that cannot be one; RepoMissing when it was deleted.
         """
-        if not (is_repo_name(owner) and is_repo_name(slug)):
+        if not (is_owner_name(owner) and is_repo_name(slug)):
             raise Incomplete("A repo's name takes letters, digits, '.', '_' and '-', up to 100.")
         found = await self.find(owner=owner, slug=slug)
         if found is not None:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from gateway.auth import Principal, Tokens, check_push, check_read
 from gateway.errors import RepoMissing
-from gateway.packs.repos import Repo, Repos, Visibility, is_repo_name
+from gateway.packs.repos import Repo, Repos, Visibility, is_owner_name, is_repo_name
 from gateway.wire.body import decode
 from gateway.wire.limits import WireLimits
 from gateway.wire.render import body_format
@@ -72,6 +72,6 @@ async def body_of(request: Request, type_: type[T], limits: WireLimits) -> T:
 
 def _names(request: Request) -> tuple[str, str]:
     owner, slug = request.path_params["owner"], request.path_params["repo"]
-    if not (is_repo_name(owner) and is_repo_name(slug)):
+    if not (is_owner_name(owner) and is_repo_name(slug)):
         raise RepoMissing  # Nothing can be stored under such a name.
     return owner, slug

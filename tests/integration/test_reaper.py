@@ -11,13 +11,13 @@ from typing import Any
 import asyncpg
 import pytest
 
+from leases.claims import CLAIM
 from leases.clock import SystemClock
 from leases.database import Database
 from leases.engine import LeaseEngine
 from leases.errors import DatabaseUnavailable, StoreUnavailable
 from leases.model import Lease, LeaseState, Outcome, Trigger
 from leases.ports import DeleteOutcome
-from leases.reaper import CLAIM
 from tests.fakes import ListingStore, MemoryStore
 from tests.invariants import check_invariants
 from tests.leasing import (
@@ -455,6 +455,9 @@ class _LosesRecords(Database):
 
     lose: str | None = None
 
+    def another(self) -> Database:
+        return self
+
     async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
         rows = await super().fetch(sql, *args)
         if self.lose is not None and self.lose in sql:
@@ -482,6 +485,9 @@ class _Refuses(Database):
     """Does not answer what is named."""
 
     refuse: str | None = None
+
+    def another(self) -> Database:
+        return self
 
     async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
         if self.refuse is not None and self.refuse in sql:

@@ -65,3 +65,11 @@ async def test_refs_show_no_branch_without_a_head(database: Database) -> None:
     assert default_branch(repo, heads) == "c", "main has no head here"
     assert default_branch(repo, {**heads, "main": "2" * 64}) == "main"
     assert default_branch(repo, {}) == "main"
+
+
+@pytest.mark.parametrize("owner", ["v1", "blobs", "O", "readyz"])
+async def test_an_owner_cannot_take_an_address_of_ours(database: Database, owner: str) -> None:
+    """A repo of that owner would be hidden behind the fixed routes."""
+    gate = gate_on(database)
+    with pytest.raises(Incomplete):
+        await gate.repos.ensure(owner=owner, slug="demo", visibility="public", caller=CALLER)

@@ -68,6 +68,8 @@ def test_codes_are_snake_case_and_tell_classes_apart() -> None:
     codes: dict[str, str] = {}
     for kind in all_failures():
         assert kind.code == kind.code.lower().replace("-", "_")
+        if "code" not in vars(kind):
+            continue  # A closer description of its parent, for callers in this process.
         assert codes.setdefault(kind.code, kind.__name__) == kind.__name__, kind
 
 

@@ -1,0 +1,92 @@
+"""Delete a batch of transient blobs, whatever the store can do, and say of each how it went."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from leases.errors import StoreUnavailable
+from leases.model import PREFIX, Lease, LeaseState
+from leases.ports import AbortsUploads, BlobStore, DeleteOutcome, DeletesMany
+
+# For calls that take one key: so many at once, and so many deletions in a batch.
+_SINGLE_CALLS_AT_ONCE = 16
+_SINGLE_DELETES_BATCH = 128
+
+
+class Deletions:
+    """Deletes blobs within `timeout_seconds` a batch, each key tried once."""
+
+    def __init__(self, store: BlobStore, *, timeout_seconds: float) -> None:
+        self._store = store
+        self._timeout_seconds = timeout_seconds
+
+    def batch_max(self, wished: int) -> int:
+        """How many keys one batch may hold, so that it ends in time."""
+        many = isinstance(self._store, DeletesMany)
+        return wished if many else min(wished, _SINGLE_DELETES_BATCH)
+
+    async def delete(self, leases: Sequence[Lease]) -> Mapping[str, DeleteOutcome | BaseException]:
+        """Delete every blob; the answer holds an outcome or an exception for every key."""
+        for lease in leases:
+            assert lease.storage_key.startswith(PREFIX), lease.storage_key
+        keys = [lease.storage_key for lease in leases]
+        found: dict[str, DeleteOutcome | BaseException] = {}
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                await self._abort_uploads(leases, found)
+                rest = [key for key in keys if key not in found]
+                if isinstance(self._store, DeletesMany):
+                    found.update(await self._store.delete_many(rest))
+                else:
+                    await self._delete_singly(rest, found)
+        except Exception as error:  # noqa: BLE001  whatever a host's store raises
+            for key in keys:
+                found.setdefault(key, error)
+        for key in keys:
+            found.setdefault(key, StoreUnavailable("The store said nothing about this key."))
+        return found
+
+    async def _abort_uploads(
+        self, leases: Sequence[Lease], found: dict[str, DeleteOutcome | BaseException]
+    ) -> None:
+        """A reservation may have left an unfinished upload, which no deletion removes."""
+        if not isinstance(self._store, AbortsUploads):
+            return
+        store = self._store
+
+        async def abort(key: str) -> None:
+            await store.abort_uploads(key)
+
+        reserved = [lease.storage_key for lease in leases if lease.state is LeaseState.RESERVED]
+        await _each(reserved, abort, found)
+
+    async def _delete_singly(
+        self, keys: Sequence[str], found: dict[str, DeleteOutcome | BaseException]
+    ) -> None:
+        async def delete(key: str) -> None:
+            # A host's method may return anything; only an exception is a failure.
+            outcome: object = await self._store.delete(key)
+            found[key] = outcome if isinstance(outcome, DeleteOutcome) else DeleteOutcome.DELETED
+
+        await _each(keys, delete, found)
+
+
+async def _each(
+    keys: Sequence[str],
+    work: Callable[[str], Awaitable[None]],
+    failures: dict[str, DeleteOutcome | BaseException],
+) -> None:
+    """Do it for every key, several at once; a failure is this key's, not the batch's."""
+    turns = asyncio.Semaphore(_SINGLE_CALLS_AT_ONCE)
+
+    async def one(key: str) -> None:
+        async with turns:
+            try:
+                await work(key)
+            except Exception as error:  # noqa: BLE001  whatever a host's store raises
+                failures[key] = error
+
+    async with asyncio.TaskGroup() as group:
+        for key in keys:
+            group.create_task(one(key))
