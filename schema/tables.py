@@ -131,6 +131,8 @@ commits = Table(
     Column("timestamp", _Time, nullable=False),
     Column("snapshot_id", Text),
     Column("record", LargeBinary),
+    # Commits that other code wrote; none in most databases, and every fetch asks.
+    Index("ix_commits_without_record", "commit_id", postgresql_where=text("record IS NULL")),
 )
 
 commit_graph = Table(
@@ -140,6 +142,7 @@ commit_graph = Table(
     Column("parent_ids", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
     Column("generation", Integer, nullable=False),
     Column("snapshot_id", Text),
+    Index("ix_commit_graph_snapshot_id", "snapshot_id"),
 )
 
 introductions = Table(

@@ -80,6 +80,9 @@ class Walk:
         """Walk on; the ids whose rows are needed next, none when the walk is over."""
         while self._interesting:
             commit_id = self._queue[0][1]
+            if self._interesting == 1 and self._colours[commit_id] == _COMMON:
+                self._visit_last(commit_id)
+                continue
             if commit_id not in self._nodes or not self._has_parents(commit_id):
                 return self._asked_for(commit_id, count_max)
             heapq.heappop(self._queue)
@@ -151,6 +154,14 @@ class Walk:
             if colours & _WANT and parent in self._wanted:
                 self._reached.add(parent)
             self._paint(parent, colours)
+
+    def _visit_last(self, commit_id: str) -> None:
+        """Only this common commit is left to be judged: what lies below it need not be known."""
+        self._interesting = 0
+        self._commons.add(commit_id)
+        node = self._nodes.get(commit_id)
+        if node is not None:
+            self._reached.update(self._wanted.intersection(node.parents))
 
     def _paint(self, commit_id: str, colours: int) -> None:
         before = self._colours.get(commit_id, 0)

@@ -20,15 +20,21 @@ from leases.database import translate
 
 NO_GENERATION = 0  # Below every real one; foreign rows may count from 0, see `generations`.
 
+# Every lookup stands in a subquery with a LIMIT, which keeps it on the primary key, row by row.
+# Left to itself, the planner reads the whole repo where statistics are missing or old: 170 ms
+# instead of 11 for a portion of 512 commits out of 20,000.
 _NODE = """
-SELECT r.commit_id, COALESCE(g.parent_ids, c.parent_ids) AS parent_ids, g.generation,
+SELECT {source}.commit_id, COALESCE(g.parent_ids, c.parent_ids) AS parent_ids, g.generation,
        replace(COALESCE(g.snapshot_id, c.snapshot_id), 'sha256:', '') AS snapshot_id
-  FROM {source} JOIN commit_refs r ON r.repo_id = :repo_id AND r.commit_id = {source}.commit_id
-  LEFT JOIN commit_graph g ON g.commit_id = r.commit_id
-  LEFT JOIN commits c ON c.commit_id = r.commit_id"""
-# The scalar subqueries keep every step of the recursion on the primary keys, whatever the planner
-# believes about the size of an empty working table. The inner LIMIT ends the recursion: PostgreSQL
-# evaluates only as many of its rows as are fetched.
+  FROM {source} CROSS JOIN LATERAL (
+         SELECT FROM commit_refs
+          WHERE repo_id = :repo_id AND commit_id = {source}.commit_id LIMIT 1) r
+  LEFT JOIN LATERAL (
+         SELECT * FROM commit_graph WHERE commit_id = {source}.commit_id LIMIT 1) g ON true
+  LEFT JOIN LATERAL (
+         SELECT parent_ids, snapshot_id FROM commits
+          WHERE g.snapshot_id IS NULL AND commit_id = {source}.commit_id LIMIT 1) c ON true"""
+# The inner LIMIT ends the recursion: PostgreSQL evaluates only as many of its rows as are fetched.
 _ANCESTRY = text(
     f"""
 WITH RECURSIVE walk (commit_id) AS (
@@ -46,17 +52,28 @@ _GRAPH = text(
     "WITH held AS (SELECT commit_id FROM commit_refs WHERE repo_id = :repo_id)"  # noqa: S608  constants
     + _NODE.format(source="held")
 )
+# The graph first: of a client's many haves few lie above a generation, and only these are looked up
+# in the repo (20,000 haves: 50 ms; asking for the membership of each first, 170 ms).
 _GENERATIONS = text(
     """
-SELECT r.commit_id, g.generation
-  FROM unnest(CAST(:ids AS text[])) AS one (commit_id)
-  JOIN commit_refs r ON r.repo_id = :repo_id AND r.commit_id = one.commit_id
-  LEFT JOIN commit_graph g ON g.commit_id = r.commit_id"""
+SELECT g.commit_id, g.generation FROM commit_graph g
+ WHERE g.commit_id = ANY(CAST(:ids AS text[])) AND g.generation > :above
+   AND EXISTS (SELECT FROM commit_refs
+                WHERE repo_id = :repo_id AND commit_id = g.commit_id)"""
+)
+_UNPLACED = text(
+    """
+SELECT r.commit_id FROM commit_refs r
+ WHERE r.repo_id = :repo_id AND r.commit_id = ANY(CAST(:ids AS text[]))
+   AND NOT EXISTS (SELECT FROM commit_graph g WHERE g.commit_id = r.commit_id)"""
 )
 _FOREIGN = text(
     """
-SELECT EXISTS (SELECT FROM commits c JOIN commit_refs r USING (commit_id)
-                WHERE c.record IS NULL AND r.repo_id = :repo_id)"""
+SELECT EXISTS (
+    SELECT FROM commits c CROSS JOIN LATERAL (
+             SELECT FROM commit_refs
+              WHERE repo_id = :repo_id AND commit_id = c.commit_id LIMIT 1) r
+     WHERE c.record IS NULL)"""
 )
 
 
@@ -87,12 +104,17 @@ async def whole_graph(reader: Reader, repo_id: str) -> dict[str, Node]:
     return {row.commit_id: _node(row) for row in await rows_of(reader, _GRAPH, repo_id=repo_id)}
 
 
-async def known_generations(reader: Reader, repo_id: str, ids: Sequence[str]) -> dict[str, int]:
-    """The generations of those of these commits that the repo has."""
-    rows = await rows_of(reader, _GENERATIONS, repo_id=repo_id, ids=list(ids))
-    return {
-        row.commit_id: NO_GENERATION if row.generation is None else row.generation for row in rows
-    }
+async def known_generations(
+    reader: Reader, repo_id: str, ids: Sequence[str], *, above: int
+) -> dict[str, int]:
+    """The generations of those of these commits that the repo has, as far as they are above one."""
+    rows = await rows_of(reader, _GENERATIONS, repo_id=repo_id, ids=list(ids), above=above)
+    return {row.commit_id: row.generation for row in rows}
+
+
+async def has_unplaced(reader: Reader, repo_id: str, ids: Sequence[str]) -> bool:
+    """Whether the repo has some of these commits without their `commit_graph` row."""
+    return bool(await rows_of(reader, _UNPLACED, repo_id=repo_id, ids=list(ids)))
 
 
 async def has_foreign_commits(reader: Reader, repo_id: str) -> bool:

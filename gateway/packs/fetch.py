@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -21,9 +21,10 @@ import structlog
 
 from gateway.errors import InvalidTtl
 from gateway.packs.build import PackBuilder
+from gateway.packs.clone_keys import CloneKeys
 from gateway.packs.deposit import Deposits
 from gateway.packs.inline import InlinePack, empty_pack, inline_of, read_back
-from gateway.packs.lacking import Lacking, find_lacking
+from gateway.packs.lacking import Lacking, Question, check_wanted, find_lacking
 from gateway.packs.plan import Counts, count_entities
 from gateway.packs.policy import PackPolicy
 from gateway.packs.sharing import Holding, OpenReader, PackSharing, Wish, check_inline
@@ -73,6 +74,7 @@ class PackService:
         self._step = steps
         self.budget = SpoolBudget(self.policy.spool_bytes_max)
         self._builder = PackBuilder(engine.store, self.policy, self.budget)
+        self._clone_keys = CloneKeys()
         self._tasks = asyncio.TaskGroup()
         self._tidying: asyncio.Task[None] | None = None
 
@@ -124,10 +126,10 @@ class PackService:
                  Unavailable (BuildsBusy, SpoolFull, StoreUnavailable, …).
         """
         ttl_seconds = self._checked_ttl(ttl_seconds, ttl_min_seconds)
+        question = Question(repo_id=repo_id, want=list(want), have=list(have))
         wish = await self._wish(
-            open_reader, repo_id, want=want, have=have, encoding=encoding, caller=caller
+            open_reader, question, encoding=encoding, ttl_seconds=ttl_seconds, caller=caller
         )
-        wish = replace(wish, ttl_seconds=ttl_seconds)
         if not self._engine.store.supports_presign:
             return await self._built_inline(wish)
         if share and ttl_seconds >= self._engine.policy.share_ttl_min_seconds:
@@ -152,9 +154,9 @@ class PackService:
         Errors: as `fetch_mpack`; TooLarge (413) above `inline_bytes_max`, always before the first
                 byte.
         """
-        wish = await self._wish(open_reader, repo_id, want=want, have=have, caller=caller)
-        wish = replace(wish, inline=True)
-        if not wish.lacking.commits:
+        question = Question(repo_id=repo_id, want=list(want), have=list(have))
+        wish = await self._wish(open_reader, question, inline=True, caller=caller)
+        if wish.known_lacking is not None and not wish.known_lacking.commits:
             return inline_of(empty_pack(), pairs, Counts(commits=0, snapshots=0, objects=0))
         if not self._engine.store.supports_presign:
             answer = await self._built_inline(wish)
@@ -173,23 +175,35 @@ class PackService:
     async def _wish(
         self,
         open_reader: OpenReader,
-        repo_id: str,
+        question: Question,
         *,
-        want: Iterable[str],
-        have: Iterable[str],
         encoding: Encoding = "raw",
+        inline: bool = False,
+        ttl_seconds: float | None = None,
         caller: Caller,
     ) -> Wish:
-        want = list(want)
+        form = IdForm.of_first(question.want)
+        remembered = self._clone_keys.get(question, encoding=encoding, form=form)
+        lacking: Lacking | None = None
         async with open_reader() as reader:
-            lacking: Lacking = await find_lacking(reader, repo_id, want=want, have=have)
+            if remembered is None:
+                lacking = await find_lacking(reader, question)
+            else:
+                await check_wanted(reader, question)
+        if lacking is not None:
+            remembered = lacking.cache_key(encoding=encoding, form=form)
+            self._clone_keys.keep(remembered, question, encoding=encoding, form=form)
+        assert remembered is not None
         return Wish(
-            lacking=lacking,
-            form=IdForm.of_first(want),
+            question=question,
+            known_lacking=lacking,
+            cache_key=remembered,
+            form=form,
             encoding=encoding,
-            ttl_seconds=self._engine.policy.ttl_default_seconds,
+            ttl_seconds=ttl_seconds or self._engine.policy.ttl_default_seconds,
             caller=caller,
             open_reader=open_reader,
+            inline=inline,
         )
 
     def _checked_ttl(self, ttl_seconds: float | None, ttl_min_seconds: float) -> float:
@@ -232,7 +246,7 @@ class PackService:
         if holding.counts is not None:
             return holding.counts
         async with wish.open_reader() as reader:
-            counts = await count_entities(reader, wish.lacking)
+            counts = await count_entities(reader, await wish.lacking(reader))
         self._slots.remember(holding.lease.mpack_id, counts)
         return counts
 

@@ -12,7 +12,7 @@ have side decide (`have_snapshots`), and the client's own tips are part of the k
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import text
@@ -31,6 +31,7 @@ from gateway.packs.commit_rows import (
     NO_GENERATION,
     ancestry,
     has_foreign_commits,
+    has_unplaced,
     known_generations,
     rows_of,
     whole_graph,
@@ -40,30 +41,38 @@ from gateway.packs.splice import cache_key
 from gateway.wire.ids import PREFIX, IdForm
 from leases.errors import Corrupt
 
-# The walk's portions: most fetches end within the first; a clone of 100,000 commits takes six.
-_PORTION_FIRST = 512
+# The walk's portions: most fetches end within the first; a clone of 100,000 commits takes eight.
+_PORTION_FIRST = 16
 _PORTION_FACTOR = 4
 _PORTION_MAX = 65_536
 _ASKED_MAX = 256
 _SHOWN_MAX = 1000
 
+# OFFSET 0 keeps each lookup on its index, as LIMIT does in commit_rows.py.
 _INTRODUCED_ELSEWHERE = text(
     """
 WITH lacking AS MATERIALIZED (SELECT unnest(CAST(:ids AS text[])) AS commit_id)
 SELECT DISTINCT i.object_id AS entity_id, other.commit_id
-  FROM lacking JOIN introductions i USING (commit_id)
-  JOIN introductions other ON other.object_id = i.object_id
-  JOIN commit_refs r ON r.repo_id = :repo_id AND r.commit_id = other.commit_id
- WHERE NOT EXISTS (SELECT FROM lacking l WHERE l.commit_id = other.commit_id)"""
+  FROM lacking CROSS JOIN LATERAL (
+         SELECT object_id FROM introductions WHERE commit_id = lacking.commit_id OFFSET 0) i
+ CROSS JOIN LATERAL (
+         SELECT commit_id FROM introductions WHERE object_id = i.object_id OFFSET 0) other
+ CROSS JOIN LATERAL (
+         SELECT FROM commit_refs
+          WHERE repo_id = :repo_id AND commit_id = other.commit_id LIMIT 1) r
+ WHERE other.commit_id NOT IN (SELECT commit_id FROM lacking)"""
 )
 _SNAPSHOT_ELSEWHERE = text(
     """
 WITH lacking AS MATERIALIZED (SELECT unnest(CAST(:ids AS text[])) AS commit_id),
      held AS MATERIALIZED (SELECT DISTINCT unnest(CAST(:snapshot_ids AS text[])) AS snapshot_id)
-SELECT g.snapshot_id AS entity_id, g.commit_id
-  FROM held JOIN commit_graph g USING (snapshot_id)
-  JOIN commit_refs r ON r.repo_id = :repo_id AND r.commit_id = g.commit_id
- WHERE NOT EXISTS (SELECT FROM lacking l WHERE l.commit_id = g.commit_id)"""
+SELECT held.snapshot_id AS entity_id, g.commit_id
+  FROM held CROSS JOIN LATERAL (
+         SELECT commit_id FROM commit_graph WHERE snapshot_id = held.snapshot_id OFFSET 0) g
+ CROSS JOIN LATERAL (
+         SELECT FROM commit_refs
+          WHERE repo_id = :repo_id AND commit_id = g.commit_id LIMIT 1) r
+ WHERE g.commit_id NOT IN (SELECT commit_id FROM lacking)"""
 )
 
 
@@ -106,63 +115,147 @@ class Lacking:
         )
 
 
-async def find_lacking(
-    reader: Reader, repo_id: str, *, want: Iterable[str], have: Iterable[str]
-) -> Lacking:
-    """What the owner of `have` lacks of `want`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a client wants and has of one repo: ids as they were sent."""
+
+    repo_id: str
+    want: Sequence[str]
+    have: Sequence[str]
+
+
+async def find_lacking(reader: Reader, question: Question) -> Lacking:
+    """What the client lacks.
 
     Errors: UnknownCommit (404) with the wanted ids that the repo does not have; IncompleteRepo when
             the repo's history has a hole; DatabaseUnavailable.
     """
-    wanted = _bare(want)
-    lookable = [commit_id for commit_id in wanted if _is_text(commit_id)]
-    rows = await ancestry(reader, repo_id, lookable, count_max=len(lookable)) if lookable else {}
-    if unknown := [commit_id for commit_id in wanted if commit_id not in rows]:
-        raise UnknownCommit(missing=unknown[:_SHOWN_MAX])
-    offered = [commit_id for commit_id in _bare(have) if _is_text(commit_id)]
-    known = await known_generations(reader, repo_id, offered) if offered else {}
-    lacking = Lacking(
-        repo_id=repo_id, difference=await _walk(reader, repo_id, want=rows, have=known)
-    )
+    repo_id = question.repo_id
+    want, near = await _wanted_rows(reader, question, more=_PORTION_FIRST)
+    offered = [commit_id for commit_id in bare_ids(question.have) if _is_text(commit_id)]
+    foreign = bool(offered) and await has_foreign_commits(reader, repo_id)
+    found = await _walk(_Side(reader, repo_id, offered, foreign=foreign), want, near)
+    lacking = Lacking(repo_id=repo_id, difference=found)
     if absent := lacking.difference.absent:
         raise IncompleteRepo(repo_id=repo_id, missing=sorted(absent)[:_SHOWN_MAX])
-    if not known or not lacking.commits:
+    if not offered or not lacking.commits:
         return lacking
-    if await has_foreign_commits(reader, repo_id):
-        return await _by_manifests(reader, lacking, known)
-    return await _by_introductions(reader, lacking, known)
+    if foreign:
+        return await _by_manifests(reader, lacking, offered)
+    return await _by_introductions(reader, lacking, offered)
 
 
-async def _walk(
-    reader: Reader, repo_id: str, *, want: dict[str, Node], have: dict[str, int]
-) -> Difference:
+async def check_wanted(reader: Reader, question: Question) -> None:
+    """Make sure that the repo has the wanted commits.
+
+    Errors: UnknownCommit (404) with those that it has not.
+    """
+    await _wanted_rows(reader, question, more=0)
+
+
+async def _wanted_rows(
+    reader: Reader, question: Question, *, more: int
+) -> tuple[dict[str, Node], dict[str, Node]]:
+    """The rows of the wanted commits, and up to so many more just below them."""
+    wanted = bare_ids(question.want)
+    lookable = [commit_id for commit_id in wanted if _is_text(commit_id)]
+    near: dict[str, Node] = {}
+    if lookable:
+        count_max = len(lookable) + more
+        near = await ancestry(reader, question.repo_id, lookable, count_max=count_max)
+    if unknown := [commit_id for commit_id in wanted if commit_id not in near]:
+        raise UnknownCommit(missing=unknown[:_SHOWN_MAX])
+    return {commit_id: near[commit_id] for commit_id in wanted}, near
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """The have side of a walk; a foreign history may lack rows of the graph."""
+
+    reader: Reader
+    repo_id: str
+    have: Sequence[str]
+    foreign: bool
+
+    async def above(self, generation: int, ids: Sequence[str]) -> dict[str, int]:
+        """The generations of those of these haves that the repo has, above a generation."""
+        if self.foreign and await has_unplaced(self.reader, self.repo_id, ids):
+            raise GenerationsWrong
+        return await known_generations(self.reader, self.repo_id, ids, above=generation)
+
+
+async def _walk(side: _Side, want: dict[str, Node], near: dict[str, Node]) -> Difference:
+    """The difference; `near` holds the rows that are known already, the wants' among them."""
     try:
-        return await _walk_in_portions(reader, repo_id, want=want, have=have)
+        _check_generations([node.generation for node in near.values()])
+        return await _walk_in_portions(side, want, near)
     except GenerationsWrong:
         # Other code wrote these rows, without generations or with its own: work them out.
-        graph = await whole_graph(reader, repo_id)
+        graph = await whole_graph(side.reader, side.repo_id)
         try:
             found = generations({commit_id: node.parents for commit_id, node in graph.items()})
         except CyclicHistory as error:
-            raise Corrupt("A commit is its own ancestor.", repo_id=repo_id) from error
+            raise Corrupt("A commit is its own ancestor.", repo_id=side.repo_id) from error
         graph = {one: replace(node, generation=found[one]) for one, node in graph.items()}
-        return difference(graph, want, have)
+        return difference(graph, want, side.have)
 
 
 async def _walk_in_portions(
-    reader: Reader, repo_id: str, *, want: dict[str, Node], have: dict[str, int]
+    side: _Side, want: dict[str, Node], near: dict[str, Node]
 ) -> Difference:
-    _check_generations([node.generation for node in want.values()])
-    _check_generations(have.values())
-    walk = Walk(want, have)
-    portion = _PORTION_FIRST
+    portions = _Portions(side.reader, side.repo_id)
+    fence = frozenset(side.have)
+    rows = await _fenced(portions, list(want), near, fence=fence)
+    known = {one: rows[one].generation for one in rows.keys() & fence}
+    # A have matters where the way down from the wants met it, or where it lies above the lowest
+    # commit on this side of the fence: then it may reach one of these another way.
+    open_rows = [node.generation for one, node in rows.items() if one not in fence]
+    others = list(fence - known.keys())
+    if open_rows and others:
+        known |= await side.above(min(open_rows), others)
+    walk = Walk(want, known)
+    walk.feed(rows, ())
     while asked := walk.needed(_ASKED_MAX):
-        count_max = max(portion, len(asked))
-        rows = await ancestry(reader, repo_id, asked, count_max=count_max)
-        _check_generations([node.generation for node in rows.values()])
-        walk.feed(rows, asked)
-        portion = min(portion * _PORTION_FACTOR, _PORTION_MAX)
+        walk.feed(await portions.below(asked), asked)
     return walk.difference()
+
+
+async def _fenced(
+    portions: _Portions, front: list[str], near: dict[str, Node], *, fence: frozenset[str]
+) -> dict[str, Node]:
+    """All that is reached downwards from the front without passing a have: everything that can be
+    missing, and a little more where histories join below a have.
+    """
+    rows: dict[str, Node] = {}
+    loaded = dict(near)
+    absent: set[str] = set()
+    while front:
+        unknown = [one for one in front if one not in loaded and one not in absent]
+        if unknown:
+            loaded |= await portions.below(unknown)
+            absent.update(one for one in unknown if one not in loaded)
+        reached = [one for one in front if one in loaded and one not in rows]
+        rows.update((one, loaded[one]) for one in reached)
+        parents = [p for one in reached if one not in fence for p in loaded[one].parents]
+        front = [p for p in dict.fromkeys(parents) if p not in rows and p not in absent]
+    return rows
+
+
+class _Portions:
+    """Loads the graph downwards, in growing portions."""
+
+    def __init__(self, reader: Reader, repo_id: str) -> None:
+        self._reader = reader
+        self._repo_id = repo_id
+        self._size = _PORTION_FIRST * _PORTION_FACTOR
+
+    async def below(self, ids: Collection[str]) -> dict[str, Node]:
+        """The rows of these commits, and of their nearest ancestors."""
+        count_max = max(self._size, len(ids))
+        rows = await ancestry(self._reader, self._repo_id, list(ids), count_max=count_max)
+        _check_generations([node.generation for node in rows.values()])
+        self._size = min(self._size * _PORTION_FACTOR, _PORTION_MAX)
+        return rows
 
 
 def _check_generations(found: Collection[int]) -> None:
@@ -170,7 +263,7 @@ def _check_generations(found: Collection[int]) -> None:
         raise GenerationsWrong
 
 
-async def _by_introductions(reader: Reader, lacking: Lacking, have: dict[str, int]) -> Lacking:
+async def _by_introductions(reader: Reader, lacking: Lacking, have: Sequence[str]) -> Lacking:
     repo_id, ids = lacking.repo_id, list(lacking.commits)
     snapshot_ids = [node.snapshot_id for node in lacking.commits.values() if node.snapshot_id]
     objects = await rows_of(reader, _INTRODUCED_ELSEWHERE, repo_id=repo_id, ids=ids)
@@ -178,7 +271,7 @@ async def _by_introductions(reader: Reader, lacking: Lacking, have: dict[str, in
         reader, _SNAPSHOT_ELSEWHERE, repo_id=repo_id, ids=ids, snapshot_ids=snapshot_ids
     )
     elsewhere = {row.commit_id for row in (*objects, *snapshots)}
-    theirs = await _held(reader, repo_id, elsewhere, have)
+    theirs = await _held(_Side(reader, repo_id, have, foreign=False), elsewhere)
     return replace(
         lacking,
         known_objects=frozenset(row.entity_id for row in objects if row.commit_id in theirs),
@@ -186,18 +279,17 @@ async def _by_introductions(reader: Reader, lacking: Lacking, have: dict[str, in
     )
 
 
-async def _held(
-    reader: Reader, repo_id: str, commit_ids: Collection[str], have: dict[str, int]
-) -> set[str]:
+async def _held(side: _Side, commit_ids: Collection[str]) -> set[str]:
     """Which of these commits lie in closure(have)."""
     if not commit_ids:
         return set()
-    rows = await ancestry(reader, repo_id, list(commit_ids), count_max=len(commit_ids))
-    beyond = await _walk(reader, repo_id, want=rows, have=have)
-    return set(commit_ids) - beyond.missing.keys()
+    ids = list(commit_ids)
+    rows = await ancestry(side.reader, side.repo_id, ids, count_max=len(ids))
+    beyond = await _walk(side, rows, rows)
+    return set(ids) - beyond.missing.keys()
 
 
-async def _by_manifests(reader: Reader, lacking: Lacking, have: dict[str, int]) -> Lacking:
+async def _by_manifests(reader: Reader, lacking: Lacking, have: Sequence[str]) -> Lacking:
     closure = await ancestry(reader, lacking.repo_id, list(have))
     theirs = frozenset(node.snapshot_id for node in closure.values() if node.snapshot_id)
     brought = {node.snapshot_id for node in lacking.commits.values() if node.snapshot_id}
@@ -206,11 +298,11 @@ async def _by_manifests(reader: Reader, lacking: Lacking, have: dict[str, int]) 
         lacking,
         known_snapshots=theirs & brought,
         have_snapshots=theirs,
-        tips=frozenset(have.keys() - inner),
+        tips=frozenset(closure.keys() & set(have)) - inner,
     )
 
 
-def _bare(ids: Iterable[str]) -> list[str]:
+def bare_ids(ids: Iterable[str]) -> list[str]:
     """Ids as key columns hold them, each once."""
     return list(dict.fromkeys(one.removeprefix(PREFIX) for one in ids))
 

@@ -23,8 +23,10 @@ SELECT DISTINCT ON (i.entity_id) i.entity_id, i.byte_offset, i.byte_length,
        COALESCE(s.storage_key, 'segments/' || i.mpack_id) AS storage_key,
        COALESCE(s.codec, '') = 'raw' AND i.byte_offset + i.byte_length IS NOT NULL AS own
   FROM unnest(CAST(:ids AS text[])) AS one (entity_id)
-  JOIN mpack_index i ON i.entity_type = 'object' AND i.entity_id = one.entity_id
-  LEFT JOIN segments s ON s.mpack_id = i.mpack_id
+ CROSS JOIN LATERAL (
+         SELECT * FROM mpack_index
+          WHERE entity_type = 'object' AND entity_id = one.entity_id OFFSET 0) i
+  LEFT JOIN LATERAL (SELECT * FROM segments WHERE mpack_id = i.mpack_id LIMIT 1) s ON true
  WHERE s.mpack_id IS NULL OR s.state = 'live'
  ORDER BY i.entity_id, s.mpack_id IS NULL, i.byte_offset IS NULL, i.mpack_id"""
 )

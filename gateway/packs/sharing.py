@@ -18,10 +18,11 @@ import structlog
 from gateway.errors import BuildFailed, BuildsBusy, TooLarge
 from gateway.packs.deposit import Deposits
 from gateway.packs.flight import CallersGone, Deposited, Flight
-from gateway.packs.lacking import Lacking
+from gateway.packs.lacking import Lacking, Question, find_lacking
 from gateway.packs.manifest_rows import Reader
 from gateway.packs.plan import Counts, Plan, make_plan
 from gateway.packs.policy import PackPolicy
+from gateway.packs.slot_keeper import SlotKeeper
 from gateway.packs.slots import Slot, Slots
 from gateway.packs.spool import Encoding, PackWriter, Spool, SpoolBudget
 from gateway.packs.turns import BuildTurns
@@ -42,10 +43,13 @@ _log = structlog.get_logger(__name__)
 class Wish:
     """One caller's wish for a pack; `inline` says that it wants the bytes, not a URL.
 
+    Where the key was known beforehand, what the client lacks is found only when it is needed.
     `open_reader` lends a connection to read with, for as long as the block lasts.
     """
 
-    lacking: Lacking
+    question: Question
+    known_lacking: Lacking | None
+    cache_key: str
     form: IdForm
     encoding: Encoding
     ttl_seconds: float
@@ -53,10 +57,9 @@ class Wish:
     open_reader: OpenReader
     inline: bool = False
 
-    @property
-    def cache_key(self) -> str:
-        """Equal keys, equal bytes."""
-        return self.lacking.cache_key(encoding=self.encoding, form=self.form)
+    async def lacking(self, reader: Reader) -> Lacking:
+        """What the client lacks."""
+        return self.known_lacking or await find_lacking(reader, self.question)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,10 @@ class Holding:
     expires_at: datetime
     counts: Counts | None
     shared: bool
+
+
+class TooLargeInline(TooLarge):
+    """This pack is too large to be answered inline."""
 
 
 class PackSharing:
@@ -89,6 +96,7 @@ class PackSharing:
         self._budget = budget
         self._step = steps
         self._flights: dict[str, Flight] = {}
+        self._keeper = SlotKeeper(slots, engine.clock, policy, steps=steps)
         self.turns = BuildTurns(policy)
         self.tasks: asyncio.TaskGroup | None = None
         self.building: set[asyncio.Task[None]] = set()
@@ -110,7 +118,12 @@ class PackSharing:
                     return holding
                 # Somebody may have been quicker while this caller looked.
                 flight = self._flights.get(cache_key) or self._start(wish, cache_key, seen)
-            deposited = await self._join(flight, wish)
+            try:
+                deposited = await self._join(flight, wish)
+            except TooLargeInline:
+                if wish.inline:
+                    raise
+                continue  # Joined those who would have had it inline; a URL has no such limit.
             if (holding := self._holding(deposited, wish)) is not None:
                 return holding
             if self._engine.clock.monotonic() > give_up_at:
@@ -134,7 +147,7 @@ class PackSharing:
             async with wish.open_reader() as reader:
                 return await make_plan(
                     reader,
-                    wish.lacking,
+                    await wish.lacking(reader),
                     writer=PackWriter(spool, encoding=wish.encoding, zstd_level=level),
                     form=wish.form,
                     pack_bytes_max=self._policy.pack_bytes_max,
@@ -226,7 +239,7 @@ class PackSharing:
         except Failure as failure:
             outcome = failure
         except Exception as error:  # noqa: BLE001  it belongs to those who wait
-            _log.exception("build_failed", repo_id=wish.lacking.repo_id)
+            _log.exception("build_failed", repo_id=wish.question.repo_id)
             outcome = error
         finally:
             # First forget the flight: who is told to look again must not find it.
@@ -238,20 +251,19 @@ class PackSharing:
     async def _build_for_slot(
         self, flight: Flight, wish: Wish, cache_key: str, seen: str | None
     ) -> Deposited | None:
-        mpack_id = await self._take_slot(cache_key, seen)
+        mpack_id = await self._keeper.take(cache_key, seen)
         if mpack_id is None:
             return None
-        self._step(Step.SLOT_TAKEN)
         assert self.tasks is not None
-        beating = self.tasks.create_task(self._beat(cache_key, mpack_id))
+        beating = self.tasks.create_task(self._keeper.beat(cache_key, mpack_id))
         try:
             deposited = await self._build(flight, wish, mpack_id)
         except BaseException as error:
-            await self._release(cache_key, mpack_id, error)
+            await self._keeper.release(cache_key, mpack_id, _told_to_others(error))
             raise
         finally:
             beating.cancel()
-        await self._publish(cache_key, deposited)
+        await self._keeper.publish(cache_key, deposited)
         return deposited
 
     async def _build(self, flight: Flight, wish: Wish, mpack_id: str) -> Deposited:
@@ -265,7 +277,7 @@ class PackSharing:
                 check_inline(plan.bytes_planned, self._policy)
             lease = await self._deposits.reserve(
                 mpack_id,
-                repo_id=wish.lacking.repo_id,
+                repo_id=wish.question.repo_id,
                 cache_key=flight.cache_key,
                 caller=wish.caller,
             )
@@ -275,68 +287,6 @@ class PackSharing:
                 lease, plan, sha256=sha256, ttl_seconds=flight.ttl_seconds, caller=wish.caller
             )
 
-    # The slot, against other replicas. -----------------------------------------------------------
-
-    async def _take_slot(self, cache_key: str, seen: str | None) -> str | None:
-        """Take the slot; None when somebody else has published a pack other than `seen`.
-
-        Errors: the builder's own failure; BuildsBusy when it takes too long.
-        """
-        give_up_at = self._engine.clock.monotonic() + self._policy.slot_wait_seconds
-        waited_for: set[str] = set()
-        with self.slots.watch(cache_key) as watch:
-            while self._engine.clock.monotonic() < give_up_at:
-                for mpack_id in waited_for & watch.failures.keys():
-                    raise watch.failures[mpack_id]
-                slot = await self.slots.look(cache_key)
-                if slot is not None and slot.published and slot.mpack_id != seen:
-                    return None
-                if slot is None or slot.published or slot.dead:
-                    mpack_id = new_mpack_id()
-                    held = None if slot is None else slot.mpack_id
-                    if await self.slots.take(cache_key, mpack_id, seen=held):
-                        return mpack_id
-                    continue
-                waited_for.add(slot.mpack_id)
-                await _woken(watch.changed, self._policy.slot_poll_seconds)
-        raise BuildsBusy
-
-    async def _beat(self, cache_key: str, mpack_id: str) -> None:
-        """Keep the slot while building. Losing it costs a second build, not this one."""
-        while True:
-            await self._engine.clock.sleep(self._policy.slot_beat_seconds)
-            try:
-                if not await self.slots.beat(cache_key, mpack_id):
-                    _log.warning("slot_lost", mpack_id=mpack_id)
-                    return
-            except Failure as failure:
-                _log.warning("slot_not_kept", mpack_id=mpack_id, error=failure.code)
-
-    async def _publish(self, cache_key: str, deposited: Deposited) -> None:
-        """Let others share it; the pack is good for those who waited here in any case."""
-        mpack_id = deposited.lease.mpack_id
-        self.slots.remember(mpack_id, deposited.counts)
-        try:
-            if not await self.slots.publish(cache_key, mpack_id, deposited.counts):
-                _log.warning("slot_lost", mpack_id=mpack_id)
-        except Failure as failure:
-            _log.warning("slot_not_published", mpack_id=mpack_id, error=failure.code)
-        self._step(Step.SLOT_PUBLISHED)
-
-    async def _release(self, cache_key: str, mpack_id: str, error: BaseException) -> None:
-        """Give the slot up; that this process stops, or its callers hang up, is no failure of the
-        pack: then somebody else who waits builds it.
-        """
-        failure: Failure | None = BuildFailed()
-        if isinstance(error, CallersGone | asyncio.CancelledError):
-            failure = None
-        elif isinstance(error, Failure):
-            failure = error
-        try:
-            await self.slots.release(cache_key, mpack_id, failure)
-        except Failure as again:
-            _log.warning("slot_not_released", mpack_id=mpack_id, error=again.code)
-
 
 def check_inline(size_bytes: int, policy: PackPolicy) -> None:
     """Refuse what is too large to be answered inline.
@@ -344,16 +294,17 @@ def check_inline(size_bytes: int, policy: PackPolicy) -> None:
     Errors: TooLarge (413) with what to do instead.
     """
     if size_bytes > policy.inline_bytes_max:
-        raise TooLarge(
+        raise TooLargeInline(
             f"This pack is over {policy.inline_bytes_max:,} bytes, too large to be answered inline:"
             " fetch it by URL (POST fetch/mpack), or fetch fewer commits at once."
         )
 
 
-async def _woken(event: asyncio.Event, seconds_max: float) -> None:
-    try:
-        async with asyncio.timeout(seconds_max):
-            await event.wait()
-    except TimeoutError:
-        return
-    event.clear()
+def _told_to_others(error: BaseException) -> Failure | None:
+    """Why a builder gives up, for those who wait in other replicas. That this process stops, that
+    its callers hang up or cannot take a pack of this size, says nothing about the pack: then
+    somebody else who waits builds it.
+    """
+    if isinstance(error, CallersGone | TooLargeInline | asyncio.CancelledError):
+        return None
+    return error if isinstance(error, Failure) else BuildFailed()

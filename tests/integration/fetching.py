@@ -13,7 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from gateway.embed import EmbedSettings, Gateway, MpackAnswer
 from gateway.packs.policy import PackPolicy
+from gateway.packs.push import PushService
 from gateway.packs.repos import Repo
+from gateway.packs.segments import SegmentWriter
 from gateway.packs.sharing import OpenReader
 from gateway.packs.transaction import reading
 from leases.database import Database
@@ -22,7 +24,7 @@ from leases.policy import LeasePolicy
 from leases.steps import Steps, no_steps
 from tests.factories import History
 from tests.fakes import MemoryStore
-from tests.integration.pushing import Gate, gate_on
+from tests.integration.pushing import LIMITS, Gate, gate_on
 
 CALLER = Caller(actor="test", request_id="request-1")
 
@@ -134,14 +136,9 @@ async def bench_on(
     database = Database(engine)
     gate = gate_on(database)
     if store is not None:
-        gate = Gate(
-            database=database,
-            store=store,
-            log=gate.log,
-            repos=gate.repos,
-            segments=type(gate.segments)(database, store),
-            pushes=gate.pushes,
-        )
+        gate.store = store
+        gate.segments = SegmentWriter(database, store)
+        gate.pushes = PushService(database, gate.log, gate.segments, limits=LIMITS)
     try:
         async with Gateway(engine, gate.store, settings, steps=steps) as gateway:
             yield Bench(

@@ -112,6 +112,14 @@ def upgrade() -> None:
         sa.Column("commit_id", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("object_id", "commit_id", name=op.f("pk_introductions")),
     )
+    op.create_index("ix_commit_graph_snapshot_id", "commit_graph", ["snapshot_id"], unique=False)
+    op.create_index(
+        "ix_commits_without_record",
+        "commits",
+        ["commit_id"],
+        unique=False,
+        postgresql_where=sa.text("record IS NULL"),
+    )
     op.create_index("ix_introductions_commit_id", "introductions", ["commit_id"], unique=False)
     op.create_table(
         "mpack_index",
@@ -318,8 +326,14 @@ def downgrade() -> None:
     op.drop_table("introductions")
     op.drop_table("event_streams")
     op.drop_table("event_head")
+    op.drop_index(
+        "ix_commits_without_record",
+        table_name="commits",
+        postgresql_where=sa.text("record IS NULL"),
+    )
     op.drop_table("commits")
     op.drop_table("commit_refs")
+    op.drop_index("ix_commit_graph_snapshot_id", table_name="commit_graph")
     op.drop_table("commit_graph")
     op.drop_table("branches")
     op.drop_table("api_tokens")
