@@ -1,0 +1,95 @@
+"""When did each file of a folder go? Seen from outside, told in the database's time.
+
+A thread lists the folder a hundred times a second. A file went after the last listing that had it
+began, and before the first one without it ended: what both bounds prove is exact under any load.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from leases.clock import SystemClock
+from leases.database import Database
+
+_PAUSE_SECONDS = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseTime:
+    """The database's clock against this process's monotonic one: an instant read between two."""
+
+    now: datetime
+    asked_at: float
+    answered_at: float
+
+    @classmethod
+    async def read(cls, database: Database) -> Self:
+        clock = SystemClock()
+        asked_at = clock.monotonic()
+        row = await database.fetchrow("SELECT clock_timestamp() AS now")
+        assert row is not None
+        return cls(now=row["now"], asked_at=asked_at, answered_at=clock.monotonic())
+
+    def latest(self, monotonic: float) -> datetime:
+        """No later than this was it then."""
+        return self.now + timedelta(seconds=monotonic - self.asked_at)
+
+    def earliest(self, monotonic: float) -> datetime:
+        """No earlier than this was it then."""
+        return self.now + timedelta(seconds=monotonic - self.answered_at)
+
+
+@dataclass(slots=True)
+class FolderWatch:
+    """Watches for the time of its block; `went` then holds both bounds for every gone file."""
+
+    folder: Path
+    went: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._watch, name="folder-watch")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        assert self._thread is not None
+        self._thread.join()
+
+    def _watch(self) -> None:
+        clock = SystemClock()
+        there: set[str] = set()
+        there_at = clock.monotonic()
+        stopping = False
+        while not stopping:
+            stopping = self._stop.wait(_PAUSE_SECONDS)  # One last look after the stop.
+            began_at = clock.monotonic()
+            names = set(os.listdir(self.folder))  # noqa: PTH208  a Path for each would load the machine
+            ended_at = clock.monotonic()
+            for name in there - names:
+                self.went[name] = (there_at, ended_at)
+            there, there_at = names, began_at
+
+    def check_in_time(
+        self, names: list[str], due_at: datetime, time: DatabaseTime, *, late_seconds_max: float
+    ) -> None:
+        """Every one of these went, none of them before its deadline, none long after it."""
+        assert sorted(self.went) == sorted(names)
+        early = [name for name, (_, end) in self.went.items() if time.latest(end) < due_at]
+        assert early == []
+        bound = due_at + timedelta(seconds=late_seconds_max)
+        late = [name for name, (begin, _) in self.went.items() if time.earliest(begin) > bound]
+        assert late == []
