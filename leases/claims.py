@@ -25,12 +25,19 @@ CLAIM = f"""
 WITH due AS (
     SELECT mpack_id FROM mpack_leases
     WHERE state <> 'reclaimed' AND {DUE} <= statement_timestamp()
-    ORDER BY {DUE} LIMIT $1 FOR UPDATE SKIP LOCKED)
-UPDATE mpack_leases AS l
-SET claimed_by = $2, claimed_until = statement_timestamp() + $3, claim_token = $4
-FROM due WHERE l.mpack_id = due.mpack_id
-RETURNING statement_timestamp() AS now, attempts,
-          {", ".join(f"l.{name.strip()}" for name in LEASE_COLUMNS.split(","))}
+    ORDER BY {DUE} LIMIT $1 FOR UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE mpack_leases AS l
+    SET claimed_by = $2, claimed_until = statement_timestamp() + $3, claim_token = $4
+    FROM due WHERE l.mpack_id = due.mpack_id
+    RETURNING l.mpack_id)
+SELECT count(*) AS claimed, statement_timestamp() AS now FROM claimed
+"""
+# Apart from the claim: a process that is frozen while it receives rows keeps the sender's
+# transaction open, and with it the row locks that nobody's claim limit ends.
+_CLAIMED = f"""
+SELECT $3::timestamptz AS now, attempts, {LEASE_COLUMNS} FROM mpack_leases
+WHERE claimed_by = $1 AND claim_token = $2
 """
 DUE_NOW = f"""
 SELECT statement_timestamp() AS now, attempts, {LEASE_COLUMNS} FROM mpack_leases
@@ -94,7 +101,11 @@ class Claims:
     async def take(self, count: int, token: UUID) -> list[Due]:
         """Up to `count` due leases, oldest first, which nobody else may delete now."""
         name = self._instance.claim_name
-        rows = await self._database.fetch(CLAIM, count, name, self._limit, token)
+        answer = await self._database.fetchrow(CLAIM, count, name, self._limit, token)
+        assert answer is not None
+        if not answer["claimed"]:
+            return []
+        rows = await self._database.fetch(_CLAIMED, name, token, answer["now"])
         return sorted(map(_due, rows), key=lambda due: due.lease.delete_at)
 
     async def look(self, count: int) -> list[Due]:
