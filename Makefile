@@ -19,7 +19,12 @@ demo: $(VENV)/.run ## See the whole life of a pack in a minute (DEMO_TTL, DEMO_R
 	@$(BIN)/mpack-gateway demo $(ARGS)
 
 test: $(VENV)/.test ## Run every test, against a PostgreSQL of its own
+ifeq ($(strip $(ARGS)),)
+	@$(BIN)/python -m pytest -q -n 3 -m "not alone"
+	@$(BIN)/python -m pytest -q -m alone
+else
 	@$(BIN)/python -m pytest $(ARGS)
+endif
 
 coverage: $(VENV)/.test ## Run every test and report the branches that none of them took
 	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-import asyncpg
-
 from leases.database import Database
 from leases.instance import Instance
 from leases.lessor import LEASE_COLUMNS, lease_of, lease_stream
 from leases.model import Lease
+from leases.ports import Clock
 
 # When somebody has to look at a row next; the partial index is ordered by this very expression.
 DUE = "GREATEST(delete_at, next_attempt_at, claimed_until)"
@@ -93,24 +92,34 @@ class Claims:
     Errors of all methods: DatabaseUnavailable; a claim may stand all the same.
     """
 
-    def __init__(self, database: Database, instance: Instance, *, limit_seconds: float) -> None:
+    def __init__(
+        self, database: Database, instance: Instance, clock: Clock, *, limit_seconds: float
+    ) -> None:
         self._database = database
+        self._clock = clock
         self._instance = instance
         self._limit = timedelta(seconds=limit_seconds)
 
     async def take(self, count: int, token: UUID) -> list[Due]:
-        """Up to `count` due leases, oldest first, which nobody else may delete now."""
+        """Up to `count` due leases, oldest first, which nobody else may delete now.
+
+        `seen_at` is the claim's time, moved on to now by the time since its answer came.
+        """
         name = self._instance.claim_name
         answer = await self._database.fetchrow(CLAIM, count, name, self._limit, token)
         assert answer is not None
         if not answer["claimed"]:
             return []
+        answered_at = self._clock.monotonic()
         rows = await self._database.fetch(_CLAIMED, name, token, answer["now"])
-        return sorted(map(_due, rows), key=lambda due: due.lease.delete_at)
+        since = timedelta(seconds=self._clock.monotonic() - answered_at)
+        claimed = [Due(lease_of(row), row["attempts"], row["now"] + since) for row in rows]
+        return sorted(claimed, key=lambda due: due.lease.delete_at)
 
     async def look(self, count: int) -> list[Due]:
         """What `take` would find, without taking it."""
-        return [_due(row) for row in await self._database.fetch(DUE_NOW, count)]
+        rows = await self._database.fetch(DUE_NOW, count)
+        return [Due(lease_of(row), row["attempts"], row["now"]) for row in rows]
 
     async def hand_back(
         self, mpack_ids: Sequence[str], token: UUID, *, pause_seconds: float
@@ -139,7 +148,3 @@ class Claims:
         streams: Mapping[str, str] = {lease_stream(one.mpack_id): one.mpack_id for one in leases}
         rows = await self._database.fetch(_NOTED_BEFORE, list(streams))
         return {streams[row["stream"]] for row in rows}
-
-
-def _due(row: asyncpg.Record) -> Due:
-    return Due(lease_of(row), row["attempts"], row["now"])

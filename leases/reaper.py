@@ -93,7 +93,7 @@ class Reaper:
         may_reap: Callable[[], bool],
         steps: Steps,
     ) -> None:
-        self._claims = Claims(database, instance, limit_seconds=policy.claim_limit_seconds)
+        self._claims = Claims(database, instance, clock, limit_seconds=policy.claim_limit_seconds)
         self._event_log = log
         self._policy = policy
         self._clock = clock
@@ -226,15 +226,15 @@ class Reaper:
 
     async def _reap_batch(self, trigger: Trigger, limit: int | None, token: UUID) -> SweepResult:
         count = 1 if self.circuit.is_open else limit or self.batch
-        asked_at = self._clock.monotonic()
         claimed = await self._claims.take(count, token)
         if not claimed:
             return SweepResult()
+        claimed_at = self._clock.monotonic()
         self._step(Step.LEASES_CLAIMED)
         found = await self._deletions.delete([due.lease for due in claimed])
         self._step(Step.BLOBS_DELETED)
-        # The database's time at the claim, moved on by the time since it was asked for.
-        now = claimed[0].seen_at + timedelta(seconds=self._clock.monotonic() - asked_at)
+        # The database's time at the claim, moved on by the time since.
+        now = claimed[0].seen_at + timedelta(seconds=self._clock.monotonic() - claimed_at)
         return await self._record(claimed, found, now=now, token=token, trigger=trigger)
 
     async def _record(

@@ -44,6 +44,16 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if IN_CI else "default"))
 
 
+# What measures time, or starts whole processes, is run without company (see the Makefile).
+_ALONE = ("fault/", "_alarm", "_benchmarks", "_demo", "_dev", "_embed_", "_fetch_memory", "_routes")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(part in item.nodeid for part in _ALONE):
+            item.add_marker(pytest.mark.alone)
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[EmbeddedPostgres]:
     """One server for the whole session; it does not wait for the disk."""

@@ -60,7 +60,7 @@ def repo_stream(repo_id: str) -> str:
 
 
 # First words of addresses that are no repo's; a repo of such an owner could not be reached.
-RESERVED_OWNERS = frozenset({"blobs", "events", "livez", "metrics", "o", "readyz", "v1"})
+RESERVED_OWNERS = frozenset({"blobs", "v1"})
 
 
 def is_owner_name(name: str) -> bool:

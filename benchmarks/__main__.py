@@ -1,0 +1,63 @@
+"""python -m benchmarks [NAME ...] [--runs N] [--quick] [--list] [--page]"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import machine, report
+from benchmarks.appends import APPENDS
+from benchmarks.figures import Benchmark
+from benchmarks.grants import GRANTS
+from benchmarks.idle import IDLE
+from benchmarks.lateness import LATENESS
+from benchmarks.packs import PACKS
+from benchmarks.place import Place, run
+from benchmarks.reclaims import RECLAIMS
+
+ALL = {one.name: one for one in (APPENDS, GRANTS, RECLAIMS, PACKS, IDLE, LATENESS)}
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which ones (default: all)")
+    parser.add_argument("--list", action="store_true", help="name them and do nothing")
+    parser.add_argument("--quick", action="store_true", help="see that they run; keeps no figures")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each (default: 3)")
+    parser.add_argument("--page", action="store_true", help="write the kept figures into the docs")
+    parser.add_argument("--folder", type=Path, help="where the data lies meanwhile")
+    parser.add_argument("--results", type=Path, help="where the JSON goes")
+    return parser
+
+
+async def _measured(benchmark: Benchmark, place: Place, *, runs: int) -> report.Result:
+    facts = machine.facts(place.folder, postgres_version=await place.postgres_version())
+    found = [await benchmark.run(place) for _ in range(1 if place.quick else runs)]
+    return report.result_of(benchmark, found, facts, quick=place.quick)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what was asked for; ends with an exception when something could not be measured."""
+    parser = _options()
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - ALL.keys():
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    if options.list:
+        for benchmark in ALL.values():
+            print(f"{benchmark.name:10} {benchmark.about}")
+        return
+    if options.page:
+        report.write_page()
+        return
+    folder = options.results or (None if options.quick else report.RESULTS)
+    with Place(options.folder, quick=options.quick) as place:
+        for name in options.names or ALL:
+            result = run(_measured(ALL[name], place, runs=options.runs))
+            print(report.table(result), flush=True)
+            if folder:
+                report.keep(result, folder)
+
+
+if __name__ == "__main__":
+    main()

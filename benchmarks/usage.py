@@ -1,0 +1,87 @@
+"""What this process and PostgreSQL's use, from /proc. 100 % is one core."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from benchmarks.place import Home
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Processor time so far, or between two moments; all in seconds."""
+
+    passed: float
+    process: float
+    postgres: float
+
+    @classmethod
+    def now(cls, home: Home) -> Self:
+        """Up to now."""
+        return cls(
+            passed=time.perf_counter(),
+            process=time.process_time(),
+            postgres=_server_seconds(home.server_pid),
+        )
+
+    def since(self, before: Usage) -> Usage:
+        """From then to this."""
+        return Usage(
+            passed=self.passed - before.passed,
+            process=self.process - before.process,
+            postgres=self.postgres - before.postgres,
+        )
+
+    @property
+    def process_percent(self) -> float:
+        """How much of a core this process kept busy."""
+        return 100 * self.process / self.passed
+
+    @property
+    def postgres_percent(self) -> float:
+        """How much of a core the server kept busy."""
+        return 100 * self.postgres / self.passed
+
+
+def _server_seconds(server_pid: int) -> float:
+    """Of the server, its children, and those that have ended and that it has waited for."""
+    children = Path(f"/proc/{server_pid}/task/{server_pid}/children").read_text().split()
+    ticks = _ticks(f"/proc/{server_pid}/stat", fields=4)
+    return (ticks + sum(_ticks(f"/proc/{pid}/stat", fields=2) for pid in children)) / _TICKS
+
+
+def _ticks(path: str, *, fields: int) -> int:
+    """User and system time; with four fields those of ended children as well."""
+    try:
+        told = Path(path).read_text()
+    except OSError:  # It has just ended.
+        return 0
+    # The name stands in brackets and may hold anything.
+    return sum(int(text) for text in told.rpartition(")")[2].split()[11 : 11 + fields])
+
+
+def memory_bytes() -> int:
+    """What this process holds in memory now."""
+    return _status_bytes("VmRSS")
+
+
+def memory_bytes_peak() -> int:
+    """The most it held since `forget_memory_peak`."""
+    return _status_bytes("VmHWM")
+
+
+def forget_memory_peak() -> None:
+    """Begin to look for the peak anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status_bytes(name: str) -> int:
+    lines = (line.split() for line in _STATUS.read_text().splitlines())
+    return next(int(words[1]) * 1024 for words in lines if words[0] == f"{name}:")
