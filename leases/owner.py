@@ -10,6 +10,7 @@ A store that cannot list is not reconciled and not marked.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass
 from enum import StrEnum
@@ -70,6 +71,7 @@ class Owner:
         self._event_log = log
         self._store = store
         self._log_id = log_id
+        self._checking = asyncio.Lock()
         self.state = Ownership.UNKNOWN
         self.reason = "the store's mark has not been read yet"
 
@@ -82,6 +84,11 @@ class Owner:
 
         Errors: the store's and the database's; the last finding then stays.
         """
+        # One at a time: of two, the one that read first could speak last.
+        async with self._checking:
+            return await self._check()
+
+    async def _check(self) -> Ownership:
         # The mark first: another replica may move both on in between, and a head that was read
         # before the mark would look like a log that lost its tail.
         mark = await self._read() if isinstance(self._store, ListsBlobs) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from gateway.service import NotMigrated, Service
 from leases.database import Database
 from leases.errors import DatabaseUnavailable, StoreUnavailable
-from leases.owner import Ownership
+from leases.owner import OWNER_KEY, Mark, Ownership
+from tests.fakes import ShiftedClock
 from tests.integration.gateways import LiveGateway, settings_for
 
 
@@ -27,7 +29,11 @@ async def test_a_sound_gateway_is_ready(live_gateway: LiveGateway) -> None:
 
 
 async def test_paused_reaping_is_degraded(live_gateway: LiveGateway) -> None:
-    live_gateway.service.engine.owner.state = Ownership.PAUSED
+    engine = live_gateway.service.engine
+    await engine.owner.check()
+    foreign = Mark(log_id="somebody else's", position=1, hash="00")
+    await live_gateway.service.store.put(OWNER_KEY, foreign.dump())
+    assert await engine.owner.check() is Ownership.PAUSED
     answer = await live_gateway.call("GET", "/readyz")
     assert (answer.status, answer.body["status"]) == (200, "degraded")
     assert answer.body["checks"]["reaping"]["state"] == "paused"
@@ -54,7 +60,9 @@ async def test_a_store_that_is_out_is_degraded(
 
 async def test_a_clock_that_is_off_is_degraded(live_gateway: LiveGateway) -> None:
     await eventually_ready(live_gateway)
-    live_gateway.service.engine.database_clock.skew_seconds = -3.0
+    clock = live_gateway.service.engine.database_clock
+    clock._clock = ShiftedClock(timedelta(seconds=-3))
+    clock.observe(clock.now(), asked_at=clock._clock.monotonic())
     answer = await live_gateway.call("GET", "/readyz")
     assert answer.status == 200
     assert answer.body["status"] == "degraded"
