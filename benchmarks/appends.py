@@ -2,42 +2,50 @@
 
 Each caller appends what a lease brings: `lease.reserved`, then `lease.activated` with its guards,
 then those of a new lease; so half of the appends insert a row of `mpack_leases` and half update
-one. Beside it, in turns: as many connections that commit one plain row each.
+one. The facts are made beforehand. Beside it, in turns: as many connections that commit one plain
+row each.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from collections.abc import Iterator
+from datetime import timedelta
+from itertools import chain, count
 
 from benchmarks import lease_facts
 from benchmarks.figures import Benchmark, Figure, Run
 from benchmarks.load import load
 from benchmarks.place import Home, Place, serving
 from benchmarks.plain_inserts import plain_inserts
+from benchmarks.usage import Usage
 from gateway.service import Service
 from leases.ids import new_mpack_id
+from leases.log import NewEvent
 
 _CALLERS = (8, 64)
+_LEASES_PER_SECOND = 4_000  # Two facts each.
 
 
 class _Appends:
-    """What the callers do; each has at most one lease under way."""
+    """What the callers do; each appends its own leases' facts, in order."""
 
-    def __init__(self, service: Service, now: datetime) -> None:
-        self._log = service.engine.log
-        self._log_id = service.engine.log_id
-        self._now = now
-        self._reserved: dict[int, str] = {}
+    def __init__(self, service: Service) -> None:
+        self._engine = service.engine
+        self._ready: list[Iterator[NewEvent]] = []
+
+    def prepare(self, callers: int, leases: int) -> None:
+        """Make the facts of so many leases for each caller; later ones are made as needed."""
+        self._ready = [chain(list(self._facts(leases)), self._facts()) for _ in range(callers)]
+
+    def _facts(self, leases: int | None = None) -> Iterator[NewEvent]:
+        now = self._engine.database_clock.now()
+        for _ in range(leases) if leases is not None else count():
+            mpack_id = new_mpack_id()
+            yield lease_facts.reserved(mpack_id, log_id=self._engine.log_id, now=now)
+            yield lease_facts.activated(mpack_id, now=now, delete_at=now + timedelta(days=1))
 
     async def turn(self, caller: int) -> None:
-        mpack_id = self._reserved.pop(caller, None)
-        if mpack_id is None:
-            mpack_id = self._reserved[caller] = new_mpack_id()
-            fact = lease_facts.reserved(mpack_id, log_id=self._log_id, now=self._now)
-        else:
-            later = self._now + timedelta(days=1)
-            fact = lease_facts.activated(mpack_id, now=self._now, delete_at=later)
-        await self._log.append([fact])
+        await self._engine.log.append([next(self._ready[caller])])
 
 
 async def _measure(home: Home, seconds: float) -> Run:
@@ -46,11 +54,15 @@ async def _measure(home: Home, seconds: float) -> Run:
         serving(home) as service,
         plain_inserts(home, callers=max(_CALLERS)) as plain,
     ):
-        appends = _Appends(service, service.engine.database_clock.now())
+        appends = _Appends(service)
+        appends.prepare(8, 0)
         await load(8, seconds / 4, appends.turn)
         await load(8, seconds / 4, plain.insert)
         for callers in _CALLERS:
+            appends.prepare(callers, round(_LEASES_PER_SECOND * seconds / callers))
+            before = Usage.now(home)
             ours = await load(callers, seconds, appends.turn)
+            used = Usage.now(home).since(before)
             control = await load(callers, seconds, plain.insert)
             found |= {
                 f"per_second_{callers}": ours.per_second,
@@ -58,6 +70,8 @@ async def _measure(home: Home, seconds: float) -> Run:
                 f"p99_ms_{callers}": ours.percentile_ms(99),
                 f"control_per_second_{callers}": control.per_second,
                 f"ratio_{callers}": ours.per_second / control.per_second,
+                f"process_cpu_us_{callers}": 1e6 * used.process / len(ours.taken_ms),
+                f"postgres_cpu_us_{callers}": 1e6 * used.postgres / len(ours.taken_ms),
             }
     return found
 
@@ -80,6 +94,12 @@ def _figures(callers: int, goal: float) -> dict[str, Figure]:
             label=f"control: plain rows, {callers} connections", unit="/s"
         ),
         f"ratio_{callers}": Figure(label=f"ours to the control's, {callers} callers", unit="times"),
+        f"process_cpu_us_{callers}": Figure(
+            label=f"the gateway's processor time an event, {callers} callers", unit="µs"
+        ),
+        f"postgres_cpu_us_{callers}": Figure(
+            label=f"PostgreSQL's processor time an event, {callers} callers", unit="µs"
+        ),
     }
 
 

@@ -10,6 +10,7 @@ from benchmarks.figures import Benchmark, Figure, Run
 from benchmarks.load import load
 from benchmarks.place import CALLER, Home, Place, serving
 from benchmarks.plain_inserts import PlainInserts, plain_inserts
+from benchmarks.usage import Usage
 from gateway.service import Service
 from leases.ids import new_mpack_id
 from leases.model import LeaseKind
@@ -54,7 +55,9 @@ async def _measure(home: Home, seconds: float) -> Run:
         await load(8, seconds / 4, grants.turn)
         await load(8, seconds / 4, two_rows.turn)
         for callers in _CALLERS:
+            before = Usage.now(home)
             ours = await load(callers, seconds, grants.turn)
+            used = Usage.now(home).since(before)
             control = await load(callers, seconds, two_rows.turn)
             found |= {
                 f"per_second_{callers}": ours.per_second,
@@ -63,6 +66,8 @@ async def _measure(home: Home, seconds: float) -> Run:
                 f"control_per_second_{callers}": control.per_second,
                 f"control_p50_ms_{callers}": control.percentile_ms(50),
                 f"ratio_{callers}": ours.percentile_ms(50) / control.percentile_ms(50),
+                f"process_cpu_us_{callers}": 1e6 * used.process / len(ours.taken_ms),
+                f"postgres_cpu_us_{callers}": 1e6 * used.postgres / len(ours.taken_ms),
             }
     return found
 
@@ -83,6 +88,12 @@ def _figures(callers: int) -> dict[str, Figure]:
         f"control_per_second_{callers}": Figure(label=f"control: two rows, {who}", unit="/s"),
         f"control_p50_ms_{callers}": Figure(label=f"control: two rows, {who}, p50", unit="ms"),
         f"ratio_{callers}": Figure(label=f"p50 to the control's, {who}", unit="times"),
+        f"process_cpu_us_{callers}": Figure(
+            label=f"the gateway's processor time a lease, {who}", unit="µs"
+        ),
+        f"postgres_cpu_us_{callers}": Figure(
+            label=f"PostgreSQL's processor time a lease, {who}", unit="µs"
+        ),
     }
 
 

@@ -25,6 +25,7 @@ def facts(folder: Path, *, postgres_version: str) -> dict[str, Any]:
         "kernel": platform.release(),
         "file_system": _file_system(folder),
         "fsync_ms_p50": round(_fsync_ms(folder), 3),
+        "loop_ms": round(_loop_ms(), 1),
         "python": platform.python_version(),
         "postgres": postgres_version,
         "load_before": round(os.getloadavg()[0], 2),
@@ -61,3 +62,15 @@ def _fsync_ms(folder: Path) -> float:
             taken.append((time.perf_counter() - began) * 1000)
     path.unlink()
     return percentile(taken, 50)
+
+
+def _loop_ms() -> float:
+    """A million turns of a plain loop: how fast one core is today, at its best of several."""
+    taken = []
+    for _ in range(10):
+        began = time.perf_counter()
+        total = 0
+        for number in range(1_000_000):
+            total += number
+        taken.append((time.perf_counter() - began) * 1000)
+    return min(taken)
