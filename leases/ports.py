@@ -78,6 +78,35 @@ class AbortsUploads(Protocol):
     async def abort_uploads(self, key: str) -> int: ...
 
 
+@runtime_checkable
+class TellsVersioning(Protocol):
+    """Says whether the store keeps what is deleted: then nothing that is leased is ever gone."""
+
+    async def versioning(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LifecycleRule:
+    """What the store does by itself below the transient prefix; None: it does not do that."""
+
+    expire_days: int | None
+    abort_uploads_days: int | None
+
+
+@runtime_checkable
+class TellsLifecycle(Protocol):
+    """Shows the rule that is the last net below the transient prefix; None where there is none."""
+
+    async def lifecycle(self) -> LifecycleRule | None: ...
+
+
+@runtime_checkable
+class TellsTime(Protocol):
+    """Says what the store's own clock shows, to the second or better."""
+
+    async def store_time(self) -> datetime: ...
+
+
 class Clock(Protocol):
     """The process's clocks: hints about when to look again, never a reason to delete."""
 
