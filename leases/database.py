@@ -8,8 +8,8 @@ connection is enough.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import asyncpg
@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from leases.errors import DatabaseUnavailable
+from leases.observe import NOBODY, Observer
 
 # DESIGN 5: on every connection that may append, so that nobody sits on the head of the log.
 _SESSION_SETTINGS = (
@@ -80,7 +81,8 @@ class Database:
     Errors: DatabaseUnavailable when it does not answer; other driver errors are bugs and pass.
     """
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, *, observer: Observer = NOBODY) -> None:
+        self._observer = observer
         # A recreated pool shares the host's connect arguments and none of its connections.
         pool = engine.sync_engine.pool.recreate()
         event.listen(pool, "connect", _settle_session)
@@ -89,7 +91,7 @@ class Database:
 
     def another(self) -> Database:
         """A second pool, for a connection that is held for long."""
-        return Database(self.engine)
+        return Database(self.engine, observer=self._observer)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -118,8 +120,9 @@ class Database:
 
     async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
         """All rows of one autocommit statement."""
-        async with self.driver() as driver, asyncio.timeout(STATEMENT_SECONDS_MAX):
-            return await driver.fetch(sql, *args)
+        with self._timed():
+            async with self.driver() as driver, asyncio.timeout(STATEMENT_SECONDS_MAX):
+                return await driver.fetch(sql, *args)
 
     async def fetchrow(self, sql: str, *args: Any) -> asyncpg.Record | None:
         """The first row of one autocommit statement."""
@@ -128,6 +131,18 @@ class Database:
 
     async def execute(self, sql: str, *args: Any) -> int:
         """Run one autocommit statement; answers how many rows it touched."""
-        async with self.driver() as driver, asyncio.timeout(STATEMENT_SECONDS_MAX):
-            status = await driver.execute(sql, *args)
+        with self._timed():
+            async with self.driver() as driver, asyncio.timeout(STATEMENT_SECONDS_MAX):
+                status = await driver.execute(sql, *args)
         return rows_touched(status)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Tell the observer how long it took, waiting for a connection included."""
+        clock = asyncio.get_running_loop().time
+        began, ok = clock(), False
+        try:
+            yield
+            ok = True
+        finally:
+            self._observer.database_call(clock() - began, ok=ok)

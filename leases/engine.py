@@ -27,6 +27,7 @@ from leases.instance import Instance
 from leases.lessor import Lessor
 from leases.log import EventLog
 from leases.model import Lease, Trigger
+from leases.observe import NOBODY, Observer
 from leases.owner import Owner
 from leases.policy import LeasePolicy
 from leases.ports import BlobStore, Clock
@@ -57,6 +58,7 @@ class LeaseEngine:
         steps: Steps = no_steps,
         watch: bool = True,
         direct: Database | None = None,
+        observer: Observer = NOBODY,
     ) -> None:
         problems = policy.problems()
         if problems:
@@ -68,10 +70,11 @@ class LeaseEngine:
         self.database_clock = DatabaseClock(self.clock)
         # Requests may take every connection of theirs; what must be in time has its own.
         self._machinery = database.another()
-        self.log = EventLog(self._machinery, self.clock)
+        self.log = EventLog(self._machinery, self.clock, observer=observer)
         self.instance = Instance(direct or database, self.clock)
         self.auditor = Auditor(database, self.log)
         self._steps = steps
+        self._observer = observer
         self._watch = watch
         self._tasks: asyncio.TaskGroup | None = None
         self._running: list[asyncio.Task[None]] = []
@@ -104,6 +107,7 @@ class LeaseEngine:
             instance=self.instance,
             may_reap=self.owner.may_reap,
             steps=self._steps,
+            observer=self._observer,
         )
         self.alarm = Alarm(
             database=self._machinery,
@@ -211,6 +215,12 @@ class LeaseEngine:
             await self.owner.check()
             if self.owner.may_reap():
                 result = await self.reconciler.run_once()
+                self._observer.reconciled(
+                    listed=result.listed,
+                    adopted=result.adopted,
+                    residue_deleted=result.residue_deleted,
+                    findings=result.findings_count,
+                )
                 _log.info(
                     "reconciled",
                     listed=result.listed,
@@ -222,17 +232,27 @@ class LeaseEngine:
         while True:
             await self.clock.sleep(self.policy.reconcile_interval_seconds)
             await self._surely("reconcile", reconcile)
+            await self._surely("log_check", self._check_log)
+
+    async def _check_log(self) -> None:
+        verdict = await self.auditor.verify_tail()
+        self._observer.verified(len(verdict.problems))
+        if not verdict.ok:
+            _log.error("log_contradicts", problems=len(verdict.problems), first=verdict.problems[0])
 
     async def _surely(self, name: str, work: Callable[[], Awaitable[object]]) -> bool:
         """Run `work`; a failure is told and survived, because the next turn tries again."""
         try:
             await work()
         except Failure as failure:
+            self._observer.task_done(name, ok=False)
             _log.warning("task_failed", task=name, error=failure.code, detail=str(failure))
             return False
         except Exception as error:  # noqa: BLE001  a host's store may raise anything
+            self._observer.task_done(name, ok=False)
             # Where, but not what it says: a store's words may repeat a signed URL.
             where = "".join(traceback.format_tb(error.__traceback__))
             _log.error("task_failed", task=name, error=type(error).__name__, where=where)
             return False
+        self._observer.task_done(name, ok=True)
         return True

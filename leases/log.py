@@ -25,6 +25,7 @@ from leases.codec import JSON, SCHEMA_VERSION, dump
 from leases.database import Database, translate
 from leases.errors import ClaimHeld, DatabaseUnavailable, DeadlinePassed, VersionConflict
 from leases.ids import new_event_id
+from leases.observe import NOBODY, Observer
 from leases.ports import Clock
 
 # The greatest call; above it a call takes longer than its commit and only delays the others.
@@ -157,8 +158,9 @@ class EventLog:
     `run()` must be running for `append` to make progress; the owner's task group holds it.
     """
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, *, observer: Observer = NOBODY) -> None:
         self._database = database
+        self._observer = observer
         self._clock = clock
         self._waiting: deque[_Group] = deque()
         self._waiting_events = 0
@@ -204,6 +206,8 @@ class EventLog:
             rows = (await connection.execute(_PLACES_BOUND, {"ids": ids})).all()
         elif any(row.verdict != "ok" for row in rows):
             _refuse((row.verdict for row in rows), events)
+        # The caller's COMMIT is still to come; it fails rarely enough for a count.
+        self._observer.appended([event.type for event in events])
         return [
             Recorded(
                 position=row.event_position,
@@ -269,6 +273,8 @@ class EventLog:
             for group in batch:
                 await self._flush([group])
             return
+        told = zip((event for group in batch for event in group.events), rows, strict=True)
+        self._observer.appended([event.type for event, row in told if row["verdict"] == "ok"])
         start = 0
         for group in batch:
             own = rows[start : start + len(group.events)]

@@ -37,6 +37,7 @@ from leases.model import (
     RecordReclaim,
     Trigger,
 )
+from leases.observe import NOBODY, Observer
 from leases.policy import LeasePolicy
 from leases.ports import BlobStore, Clock, DeleteOutcome
 from leases.steps import Step, Steps
@@ -92,6 +93,7 @@ class Reaper:
         instance: Instance,
         may_reap: Callable[[], bool],
         steps: Steps,
+        observer: Observer = NOBODY,
     ) -> None:
         self._claims = Claims(database, instance, clock, limit_seconds=policy.claim_limit_seconds)
         self._event_log = log
@@ -100,6 +102,7 @@ class Reaper:
         self._instance = instance
         self._may_reap = may_reap
         self._step = steps
+        self._observer = observer
         self.circuit = Circuit(
             pause_seconds=policy.circuit_pause_seconds, monotonic=clock.monotonic
         )
@@ -258,6 +261,7 @@ class Reaper:
             else:
                 failed.append((due, answer))
         self._judge_store(gone, failed, out)
+        self._observer.not_deleted(trigger, failed=len(failed), handed_back=len(out))
         result = SweepResult(claimed=len(claimed), failed=len(failed), handed_back=len(out))
         await self._record_gone(gone, result, now=now, token=token, trigger=trigger)
         if failed:
@@ -294,6 +298,7 @@ class Reaper:
             return
         answers = await self._event_log.append_each(facts)
         self._step(Step.RECLAIMS_RECORDED)
+        counted: list[tuple[Outcome, float]] = []
         for (lease, outcome), answer in zip(gone, answers, strict=True):
             if isinstance(answer, Conflict):
                 continue  # Somebody else recorded it: exactly one record, and it is theirs.
@@ -304,6 +309,8 @@ class Reaper:
             result.already_gone += outcome is DeleteOutcome.ALREADY_GONE
             result.lateness_ms_max = max(result.lateness_ms_max, lateness_ms)
             result.mpack_ids.append(lease.mpack_id)
+            counted.append((Outcome(outcome.value), lateness_ms / 1000))
+        self._observer.reclaimed(trigger, counted)
         _log.info(
             "leases_reclaimed",
             leases=result.reclaimed,

@@ -61,6 +61,28 @@ async def test_an_empty_log_verifies(database: Database, store: ListingStore) ->
         assert (await engine.auditor.verify()).ok
 
 
+@pytest.mark.parametrize("count", [1, 4, 6, 7, 100])
+async def test_the_newest_events_verify_alone(engine: LeaseEngine, count: int) -> None:
+    verdict = await engine.auditor.verify_tail(count)
+    assert (verdict.problems, verdict.events) == ([], min(count, 7))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE events SET data = '{}' WHERE position = 6",
+        "DELETE FROM events WHERE position = 6",
+        "DELETE FROM events WHERE position = 4",
+        "DELETE FROM events WHERE position >= 4",
+        "UPDATE event_head SET hash = sha256('x')",
+    ],
+)
+async def test_a_change_among_the_newest_is_found(engine: LeaseEngine, statement: str) -> None:
+    """By the running service, within minutes; what is older is for `audit verify`."""
+    await as_owner(engine.database, statement)
+    assert not (await engine.auditor.verify_tail(3)).ok
+
+
 TAMPERING = {
     "data edited": (
         """UPDATE events SET data = replace(data, 'repo-1', 'repo-2') WHERE position = 3""",
