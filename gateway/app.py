@@ -22,6 +22,7 @@ from gateway.routes.push import push_routes
 from gateway.routes.refs import refs_routes
 from gateway.service import Service
 from gateway.settings import Settings
+from gateway.storage.local import LocalStore
 
 
 def create_app(settings: Settings) -> Starlette:
@@ -64,7 +65,8 @@ def routes_of(service: Service) -> list[BaseRoute]:
     return [
         *health_routes(service),
         *lease_routes(access, service.listing, service.repos),
-        *blob_routes(service.store),
+        # The URLs of other stores lead to them.
+        *(blob_routes(service.store) if isinstance(service.store, LocalStore) else []),
         *refs_routes(access, service.database, service.settings.wire),
         *fetch_routes(access, service),
         *push_routes(access, service),

@@ -39,6 +39,12 @@ _IN_TEXTS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 _DEPTH_MAX = 8  # Deeper values are shown by their type; a log line is no place for them.
 
+# Libraries that say too much at `info`; botocore shows signatures at `debug`.
+_QUIET = (
+    *("aiobotocore", "alembic", "apscheduler", "asyncio", "botocore", "httpcore2", "httpx2"),
+    "sqlalchemy",
+)
+
 Processor = Callable[[Any, str, MutableMapping[str, Any]], Any]
 
 
@@ -146,5 +152,5 @@ def _take_over(handler: logging.Handler, number: int) -> None:
         logger.propagate = True
     # Our summary line says more, and uvicorn's would hold the query: a URL's signature.
     logging.getLogger("uvicorn.access").disabled = True
-    for name in ("alembic", "apscheduler", "sqlalchemy", "httpx2", "httpcore2", "asyncio"):
+    for name in _QUIET:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))

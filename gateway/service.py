@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from starlette.datastructures import Secret
@@ -30,6 +32,9 @@ from leases.errors import Unavailable
 from leases.steps import Step, Steps, no_steps
 from schema import migrate
 
+if TYPE_CHECKING:
+    from gateway.storage.s3 import S3Store
+
 _POOL_WAIT_SECONDS = 10.0
 _CONNECT_SECONDS = 5.0
 
@@ -47,12 +52,8 @@ class Service:
         self.settings = settings
         self.clock = SystemClock()
         self.database = Database(make_engine(settings.database_url, settings))
-        self.store = LocalStore(
-            settings.data_dir,
-            public_url=settings.base_url,
-            # The engine is made from the store, so its clock is asked for when it is needed.
-            clock=lambda: self.engine.database_clock.now(),  # noqa: PLW0108
-        )
+        # The engine is made from the store, so its clock is asked for when it is needed.
+        self.store = make_store(settings, clock=lambda: self.engine.database_clock.now())  # noqa: PLW0108
         steps = steps_of(settings.crash_at)
         direct_url = settings.database_direct_url
         self.engine = LeaseEngine(
@@ -101,6 +102,15 @@ class Service:
         found = await self.revision()
         if found != migrate.head():
             raise NotMigrated(found=found or "nothing", expected=migrate.head())
+
+
+def make_store(settings: Settings, *, clock: Callable[[], datetime]) -> LocalStore | S3Store:
+    """The store that the settings name; it dates signed URLs by `clock`, the database's."""
+    if settings.s3.s3_bucket is None:
+        return LocalStore(settings.data_dir, public_url=settings.base_url, clock=clock)
+    from gateway.storage.s3 import S3Store  # The SDK takes most of a second to import.
+
+    return S3Store(settings.s3, clock=clock)
 
 
 async def revision_of(database: Database) -> str | None:

@@ -17,6 +17,7 @@ from starlette.datastructures import Secret
 
 from gateway.environment import SettingsInvalid, named_fields, read
 from gateway.packs.policy import PackPolicy
+from gateway.storage.s3_settings import S3Settings
 from gateway.wire.limits import MIB, WireLimits
 from leases.policy import LeasePolicy
 from leases.steps import Step
@@ -49,6 +50,7 @@ class Settings:
     lease: LeasePolicy = field(default_factory=LeasePolicy)
     wire: WireLimits = field(default_factory=WireLimits)
     pack: PackPolicy = field(default_factory=PackPolicy)
+    s3: S3Settings = field(default_factory=S3Settings)
 
     @classmethod
     def from_environment(
@@ -75,8 +77,8 @@ class Settings:
     def problems(self) -> list[str]:
         """One sentence for each value, or pair of values, that cannot work."""
         found = list(self._wrong_urls()) + list(self._wrong_numbers())
-        groups = (self.lease.problems(), self.wire.problems(), self.pack.problems())
-        return found + [f"{sentence}." for group in groups for sentence in group]
+        groups = (self.lease, self.wire, self.pack, self.s3)
+        return found + [f"{sentence}." for group in groups for sentence in group.problems()]
 
     def _wrong_urls(self) -> Iterator[str]:
         for name in ("database_url", "database_direct_url"):

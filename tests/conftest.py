@@ -20,10 +20,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from gateway.demo.rados_gateway import HOW_TO_GET_IT
 from gateway.embedded_postgres import EmbeddedPostgres
 from leases.database import Database
 from leases.errors import Unavailable
 from tests.databases import TEMPLATE, NewDatabase, cloned, make_template
+from tests.rgw import NO_S3_SERVER, stop_server
 
 IN_CI = bool(os.environ.get("CI"))
 
@@ -46,6 +48,22 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if IN_CI els
 
 # What measures time, or starts whole processes, is run without company (see the Makefile).
 _ALONE = ("fault/", "_alarm", "_benchmarks", "_demo", "_dev", "_embed_", "_fetch_memory", "_routes")
+
+
+def pytest_unconfigure() -> None:
+    stop_server()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say at the end, where nobody overlooks it, what did not run for want of a server."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    count = sum(NO_S3_SERVER in str(report.longrepr) for report in skipped)
+    if count:
+        terminalreporter.section("S3 was not tested", yellow=True, bold=True)
+        terminalreporter.line(
+            f"{count} tests against a real S3 server were skipped: it is not installed."
+        )
+        terminalreporter.line(f"To run them on Debian or Ubuntu: {HOW_TO_GET_IT}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

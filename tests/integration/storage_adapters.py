@@ -20,10 +20,12 @@ from starlette.responses import JSONResponse
 from gateway.errors import answer_for
 from gateway.routes.blobs import blob_routes
 from gateway.storage.local import LocalStore
+from gateway.storage.s3 import S3Store
 from leases.clock import SystemClock
 from leases.errors import Failure
 from tests.fakes import MemoryStore
 from tests.loopback import bound_socket, served, url_of
+from tests.rgw import new_bucket, s3_settings
 
 
 class Ability(StrEnum):
@@ -68,7 +70,15 @@ async def open_memory(_folder: Path) -> AsyncIterator[MemoryStore]:
     yield MemoryStore()
 
 
+@asynccontextmanager
+async def open_s3(_folder: Path) -> AsyncIterator[S3Store]:
+    async with S3Store(s3_settings(new_bucket())) as store:
+        yield store
+
+
 ADAPTERS = (
     Adapter(name="local", open=open_local, abilities=frozenset(Ability)),
     Adapter(name="memory", open=open_memory),
+    # S3 answers success for a key that was not there.
+    Adapter(name="s3", open=open_s3, abilities=frozenset(Ability) - {Ability.TELLS_ALREADY_GONE}),
 )

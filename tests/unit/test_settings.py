@@ -151,3 +151,32 @@ def test_a_password_is_hidden_wherever_it_stands(url: str, shown: str) -> None:
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg"])
 def test_the_driver_is_chosen_here(scheme: str) -> None:
     assert database_dsn(Secret(f"{scheme}://u@h/d")) == "postgresql+asyncpg://u@h/d"
+
+
+BUCKET = {"MPACK_S3_BUCKET": "packs"}
+
+
+def test_a_bucket_makes_s3_the_store() -> None:
+    keys = {"MPACK_S3_ACCESS_KEY": "AK", "MPACK_S3_SECRET_KEY": "hunter2"}
+    settings = Settings.from_environment(NEEDED | BUCKET | keys)
+    assert settings.s3.base_url == settings.s3.public_url == "https://s3.us-east-1.amazonaws.com"
+    assert "hunter2" not in f"{settings} {settings.redacted()}"
+
+
+@pytest.mark.parametrize(
+    "more, told",
+    [
+        ({"MPACK_S3_ENDPOINT": "https://s3"}, "s3_endpoint is set, but s3_bucket is not."),
+        ({"MPACK_S3_BUCKET": "No_Bucket"}, "s3_bucket must be a bucket's name"),
+        (BUCKET | {"MPACK_S3_ENDPOINT": "s3.example"}, "s3_endpoint must be http"),
+        (BUCKET | {"MPACK_S3_ENDPOINT": "https://u:p@s3"}, "s3_endpoint must be http"),
+        (BUCKET | {"MPACK_S3_PUBLIC_ENDPOINT": "https://s3/x"}, "s3_public_endpoint must be"),
+        (BUCKET | {"MPACK_S3_ACCESS_KEY": "AK"}, "s3_access_key and s3_secret_key go together"),
+        (BUCKET | {"MPACK_S3_REAPER_SECRET_KEY": "SK"}, "s3_reaper_access_key and"),
+        (BUCKET | {"MPACK_S3_SESSION_TOKEN": "T"}, "s3_session_token needs"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bucket_that_cannot_work_is_told(more: dict[str, str], told: str) -> None:
+    (problem,) = problems_of(NEEDED | more)
+    assert problem.startswith(told)
