@@ -8,8 +8,9 @@ connection is enough.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import asyncpg
@@ -93,6 +94,10 @@ class Database:
         """A second pool, for a connection that is held for long."""
         return Database(self.engine, observer=self._observer)
 
+    def held(self) -> Database:
+        """A connection that is kept from statement to statement, for one user at a time."""
+        return HeldDatabase(self.engine, observer=self._observer)
+
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
@@ -146,3 +151,33 @@ class Database:
             ok = True
         finally:
             self._observer.database_call(clock() - began, ok=ok)
+
+
+class HeldDatabase(Database):
+    """One connection, given back only when it fails; one statement at a time.
+
+    Taking a connection from the pool and giving it back costs as much as a small statement
+    (`make bench ARGS=appends`).
+    """
+
+    def __init__(self, engine: AsyncEngine, *, observer: Observer = NOBODY) -> None:
+        super().__init__(engine, observer=observer)
+        self._driver: asyncpg.Connection[asyncpg.Record] | None = None
+        self._holding = AsyncExitStack()
+
+    async def close(self) -> None:
+        await self._holding.aclose()
+        await super().close()
+
+    @asynccontextmanager
+    async def driver(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+        try:
+            if self._driver is None or self._driver.is_closed():
+                await self._holding.aclose()
+                self._driver = await self._holding.enter_async_context(super().driver())
+            yield self._driver
+        except BaseException:
+            self._driver = None
+            # The pool decides what becomes of the connection, and says what the error means.
+            await self._holding.__aexit__(*sys.exc_info())
+            raise

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NoReturn
+from itertools import islice
+from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
 
 import asyncpg
@@ -53,19 +54,14 @@ _PARAMETERS = (
     ("not_afters", "timestamptz[]"),
     ("claims", "text[]"),
 )
-_APPEND = (
-    "SELECT verdict, event_position, event_version, event_recorded_at FROM append_events("
-    + ", ".join(f"${place}" for place in range(1, len(_PARAMETERS) + 1))
-    + ")"
-)
+_CALL = "SELECT verdicts, positions, versions, appended_at FROM append_events({})"
+_APPEND = _CALL.format(", ".join(f"${place}" for place in range(1, len(_PARAMETERS) + 1)))
 _APPEND_BOUND = text(
-    "SELECT verdict, event_position, event_version, event_recorded_at FROM append_events("
-    + ", ".join(f"CAST(:{name} AS {kind})" for name, kind in _PARAMETERS)
-    + ")"
+    _CALL.format(", ".join(f"CAST(:{name} AS {kind})" for name, kind in _PARAMETERS))
 )
 
 _PLACES = """
-SELECT e.position AS event_position, e.version AS event_version, e.recorded_at AS event_recorded_at
+SELECT e.position, e.version, e.recorded_at
 FROM unnest({ids}) WITH ORDINALITY AS asked (event_id, ord) JOIN events AS e USING (event_id)
 ORDER BY asked.ord
 """
@@ -101,8 +97,7 @@ class NewEvent:
         return "none" if self.no_claim else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
+class Recorded(NamedTuple):
     """Where an event stands now."""
 
     position: int
@@ -160,6 +155,7 @@ class EventLog:
 
     def __init__(self, database: Database, clock: Clock, *, observer: Observer = NOBODY) -> None:
         self._database = database
+        self._appender = database.held()
         self._observer = observer
         self._clock = clock
         self._waiting: deque[_Group] = deque()
@@ -199,22 +195,19 @@ class EventLog:
         """Append as the last statement of the caller's own transaction."""
         names = [name for name, _kind in _PARAMETERS]
         arguments = dict(zip(names, _arguments([events]), strict=True))
-        rows = (await connection.execute(_APPEND_BOUND, arguments)).all()
-        if all(row.verdict == "repeat" for row in rows):
+        answer = (await connection.execute(_APPEND_BOUND, arguments)).one()
+        if set(answer.verdicts) == {"repeat"}:
             # The caller's transaction ran before, and the answer to its COMMIT was lost.
             ids = [event.event_id for event in events]
-            rows = (await connection.execute(_PLACES_BOUND, {"ids": ids})).all()
-        elif any(row.verdict != "ok" for row in rows):
-            _refuse((row.verdict for row in rows), events)
+            places = (await connection.execute(_PLACES_BOUND, {"ids": ids})).all()
+            return [Recorded(*place) for place in places]
+        if set(answer.verdicts) != {"ok"}:
+            _refuse(answer.verdicts, events)
         # The caller's COMMIT is still to come; it fails rarely enough for a count.
         self._observer.appended([event.type for event in events])
         return [
-            Recorded(
-                position=row.event_position,
-                version=row.event_version,
-                recorded_at=row.event_recorded_at,
-            )
-            for row in rows
+            Recorded(position, version, answer.appended_at)
+            for position, version in zip(answer.positions, answer.versions, strict=True)
         ]
 
     async def run(self) -> None:
@@ -232,6 +225,7 @@ class EventLog:
             self._ended = True
             for group in (*batch, *self._waiting):
                 _fail(group, DatabaseUnavailable(_STOPPING))
+            await self._appender.close()
 
     def _take(self) -> list[_Group]:
         """The next call's groups: in order, at most one event of a stream among them."""
@@ -261,7 +255,7 @@ class EventLog:
 
     async def _flush(self, batch: list[_Group]) -> None:
         try:
-            rows = await self._call([group.events for group in batch])
+            answer = await self._call([group.events for group in batch])
         except DatabaseUnavailable as failure:
             for group in batch:
                 _fail(group, failure)
@@ -273,35 +267,42 @@ class EventLog:
             for group in batch:
                 await self._flush([group])
             return
-        told = zip((event for group in batch for event in group.events), rows, strict=True)
-        self._observer.appended([event.type for event, row in told if row["verdict"] == "ok"])
-        start = 0
+        events = (event for group in batch for event in group.events)
+        told = zip(events, answer["verdicts"], strict=True)
+        self._observer.appended([event.type for event, verdict in told if verdict == "ok"])
+        moment = answer["appended_at"]
+        rows = zip(answer["verdicts"], answer["positions"], answer["versions"], strict=True)
         for group in batch:
-            own = rows[start : start + len(group.events)]
-            start += len(group.events)
-            await self._settle(group, own)
+            own = list(islice(rows, len(group.events)))
+            if not group.done.done():
+                await self._settle(group, own, moment)
 
-    async def _call(self, groups: Sequence[Sequence[NewEvent]]) -> list[asyncpg.Record]:
+    async def _call(self, groups: Sequence[Sequence[NewEvent]]) -> asyncpg.Record:
         arguments = _arguments(groups)
-        for pause in _RETRY_PAUSES_SECONDS:
+        for pause in (*_RETRY_PAUSES_SECONDS, None):
             try:
-                return await self._database.fetch(_APPEND, *arguments)
+                (answer,) = await self._appender.fetch(_APPEND, *arguments)
             except DatabaseUnavailable as failure:
+                if pause is None:
+                    raise
                 _log.warning("append_retried", **failure.fields)
                 await self._clock.sleep(pause)
-        return await self._database.fetch(_APPEND, *arguments)
+            else:
+                return answer
+        raise AssertionError
 
-    async def _settle(self, group: _Group, rows: Sequence[asyncpg.Record]) -> None:
-        if group.done.done():
-            return
-        verdicts = [row["verdict"] for row in rows]
+    async def _settle(
+        self, group: _Group, rows: Sequence[tuple[str, int, int]], moment: datetime
+    ) -> None:
         try:
-            if not {"ok", "repeat"}.issuperset(verdicts):
-                _refuse(verdicts, group.events)
+            if any(verdict not in ("ok", "repeat") for verdict, _, _ in rows):
+                _refuse([verdict for verdict, _, _ in rows], group.events)
             group.done.set_result(
                 [
-                    await self._place(event) if row["verdict"] == "repeat" else _recorded(row)
-                    for event, row in zip(group.events, rows, strict=True)
+                    await self._place(event)
+                    if verdict == "repeat"
+                    else Recorded(position, version, moment)
+                    for event, (verdict, position, version) in zip(group.events, rows, strict=True)
                 ]
             )
         except Exception as error:  # noqa: BLE001  it belongs to whoever waits for this group
@@ -311,7 +312,7 @@ class EventLog:
         """Where an event stands that an earlier, unanswered call appended."""
         row = await self._database.fetchrow(_PLACES.format(ids="$1::uuid[]"), [event.event_id])
         assert row is not None
-        return _recorded(row)
+        return Recorded(*row)
 
     async def head(self) -> asyncpg.Record:
         """The head row: log_id, position, hash, recorded_at; and the database's `now`."""
@@ -342,14 +343,6 @@ class EventLog:
             limit,
         )
         return [stored(row) for row in rows]
-
-
-def _recorded(row: asyncpg.Record) -> Recorded:
-    return Recorded(
-        position=row["event_position"],
-        version=row["event_version"],
-        recorded_at=row["event_recorded_at"],
-    )
 
 
 def _fail(group: _Group, error: BaseException) -> None:

@@ -436,6 +436,9 @@ class _LosesAnAnswer(Database):
 
     lost = 0
 
+    def held(self) -> Database:
+        return self
+
     async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
         rows = await super().fetch(sql, *args)
         if "append_events" in sql and not self.lost:

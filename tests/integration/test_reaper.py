@@ -145,12 +145,24 @@ async def test_a_sweep_goes_on_until_nothing_is_due(
     await check_invariants(database, store)
 
 
-async def test_a_dry_run_only_looks(engine: LeaseEngine, store: ListingStore) -> None:
+async def test_a_look_only_looks(engine: LeaseEngine, store: ListingStore) -> None:
     lease = await due_lease(engine)
-    result = await engine.reaper.sweep(Trigger.COMMAND, dry_run=True)
+    result = await engine.reaper.look()
     assert result.mpack_ids == [lease.mpack_id]
     assert (await work_of(engine.database, lease))["claimed_by"] is None
     assert store.calls_of("delete") == []
+    await reap(engine)
+
+
+async def test_what_is_hardly_overdue_may_be_left_alone(engine: LeaseEngine) -> None:
+    lease = await due_lease(engine)
+    hour = timedelta(hours=1)
+    assert (await engine.reaper.look(overdue=hour)).claimed == 0
+    assert (await engine.reaper.reap_once(Trigger.COMMAND, overdue=hour)).claimed == 0
+    moved = "UPDATE mpack_leases SET delete_at = delete_at - interval '2 hours'"
+    await engine.database.execute(moved)
+    assert (await engine.reaper.look(overdue=hour)).mpack_ids == [lease.mpack_id]
+    await engine.database.execute(moved.replace("-", "+"))
     await reap(engine)
 
 
@@ -458,6 +470,9 @@ class _LosesRecords(Database):
     def another(self) -> Database:
         return self
 
+    def held(self) -> Database:
+        return self
+
     async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
         rows = await super().fetch(sql, *args)
         if self.lose is not None and self.lose in sql:
@@ -487,6 +502,9 @@ class _Refuses(Database):
     refuse: str | None = None
 
     def another(self) -> Database:
+        return self
+
+    def held(self) -> Database:
         return self
 
     async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
@@ -626,12 +644,12 @@ async def test_the_claim_reads_its_index_from_the_left(database: Database) -> No
     await database.execute("ANALYZE mpack_leases")
     async with database.driver() as driver:
         await driver.execute("SET plan_cache_mode = force_generic_plan")
-        await driver.execute(f"PREPARE claim (int, text, interval, uuid) AS {CLAIM}")
+        await driver.execute(f"PREPARE claim (int, text, interval, uuid, interval) AS {CLAIM}")
         plan = "\n".join(
             row[0]
             for row in await driver.fetch(
                 "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF)"
-                " EXECUTE claim (1000, 'free.x', '30 s', gen_random_uuid())"
+                " EXECUTE claim (1000, 'free.x', '30 s', gen_random_uuid(), '0')"
             )
         )
         await driver.execute("RESET plan_cache_mode; DEALLOCATE claim")

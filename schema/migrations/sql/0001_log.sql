@@ -45,13 +45,8 @@ INSERT INTO event_head (id, log_id, position, hash, recorded_at)
 SELECT 1, log_id, 0, sha256(uuid_send(log_id)), clock_timestamp()
 FROM (SELECT gen_random_uuid() AS log_id) AS new;
 
--- The chain as a window aggregate: the first value is the previous hash itself. What is hashed of an
--- event is each field's length as four bytes and then its bytes; NULL is the length -1.
-CREATE FUNCTION hash_chain_next(previous bytea, fields bytea) RETURNS bytea
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$ BEGIN RETURN sha256(previous || fields); END $$;
-CREATE AGGREGATE hash_chain(bytea) (SFUNC = hash_chain_next, STYPE = bytea);
-
--- The one way into the log. One row per event asked for, in order, with its verdict:
+-- The one way into the log. The answer is one row; its arrays hold one entry per event asked for, in
+-- order. Positions and versions are those of the appended events, verdicts are:
 --   ok        appended
 --   repeat    this very event stands at its place already (an earlier answer was lost)
 --   version   the stream is not at the expected version
@@ -60,147 +55,191 @@ CREATE AGGREGATE hash_chain(bytea) (SFUNC = hash_chain_next, STYPE = bytea);
 --   group     another event of the same group was refused
 -- Events with one group number are all appended or none; at most one event per stream in a call.
 -- Call it as the last statement before COMMIT. Lock order: domain rows, head, lease rows.
+--
+-- A statement costs its start (tens of microseconds) once and each row little, so there are a few
+-- statements for all events, none that has nothing to do, and plain arithmetic between them.
 CREATE FUNCTION append_events(
     groups int[], streams text[], expected int[], event_ids uuid[], types text[],
     schema_versions smallint[], datas text[], actors text[], request_ids text[],
-    not_afters timestamptz[], claims text[])
-RETURNS TABLE (verdict text, event_position bigint, event_version int, event_recorded_at timestamptz)
+    not_afters timestamptz[], claims text[],
+    OUT verdicts text[], OUT positions bigint[], OUT versions int[], OUT appended_at timestamptz)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = :schema, pg_temp
--- Planning the statement below costs more than running it.
-SET plan_cache_mode = force_generic_plan SET jit = off SET enable_seqscan = off AS $$
+-- Planning costs more than running, and every row is found by its key.
+SET plan_cache_mode = force_generic_plan SET jit = off SET enable_seqscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
+    asked_count int := cardinality(streams);
     head event_head%ROWTYPE;
-    moment timestamptz;
-    moment_field bytea;
     size bigint := event_partition_size();
     highest bigint;
-    accepted_count int;
+    found record;
+    verdict text;
+    refused int[];          -- The groups of which an event was refused.
+    accepted int[];         -- Places, in the arrays asked for, of what is appended.
+    accepted_count int := 0;
+    facts jsonb[];          -- Of accepted lease events; null for others.
+    data_shas bytea[];
+    hashes bytea[];
+    moment_field bytea;
+    position_text text;
+    version_text text;
+    schema_text text;
+    begins boolean := false;
+    moves boolean := false;
 BEGIN
     SELECT * INTO STRICT head FROM event_head WHERE id = 1 FOR UPDATE;
     -- A claim takes no head lock. Locking the lease row first means that either the claim is
     -- visible below, or it skips the row: an activation can never commit under a claim.
     IF 'none' = ANY (claims) THEN
         PERFORM FROM mpack_leases AS l
-        WHERE l.mpack_id IN (SELECT substr(a.stream, 7)
-                             FROM unnest(streams, claims) AS a (stream, claim) WHERE a.claim = 'none')
+        WHERE l.mpack_id IN (SELECT substr(streams[i], 7) FROM generate_series(1, asked_count) AS i
+                             WHERE claims[i] = 'none')
         ORDER BY l.mpack_id FOR UPDATE;
     END IF;
-    moment := greatest(clock_timestamp(), head.recorded_at);
-    moment_field := textsend(((extract(epoch FROM moment) * 1000000)::bigint)::text);
-    moment_field := int4send(octet_length(moment_field)) || moment_field;
+    appended_at := greatest(clock_timestamp(), head.recorded_at);
     -- Half a partition ahead, so that no append ever waits for one.
-    highest := head.position + cardinality(streams) + size / 2;
+    highest := head.position + asked_count + size / 2;
     IF highest / size > (head.position + size / 2) / size THEN
         PERFORM make_event_partition(highest / size);
     END IF;
 
-    RETURN QUERY
-    WITH asked AS (
-        SELECT * FROM unnest(groups, streams, expected, event_ids, types, schema_versions, datas,
-                             actors, request_ids, not_afters, claims)
-        WITH ORDINALITY AS a (grp, stream, expected, event_id, type, schema_version, data, actor,
-                              request_id, not_after, claim, ord)
-    ), judged AS (
-        SELECT a.*, coalesce(s.version, 0) + 1 AS version, CASE
-            WHEN s.version > a.expected AND a.event_id = (
-                SELECT e.event_id FROM events AS e
-                WHERE e.stream = a.stream AND e.version = a.expected + 1) THEN 'repeat'
-            WHEN a.expected IS NULL AND EXISTS (
-                SELECT FROM events AS e WHERE e.event_id = a.event_id) THEN 'repeat'
-            WHEN a.expected <> coalesce(s.version, 0) THEN 'version'
-            WHEN a.not_after < moment THEN 'deadline'
-            WHEN a.claim = 'none' THEN CASE WHEN l.claimed_until > moment THEN 'claim' ELSE 'ok' END
-            WHEN a.claim IS NOT NULL AND l.claim_token IS DISTINCT FROM a.claim::uuid THEN 'claim'
-            ELSE 'ok' END AS own_verdict
-        FROM asked AS a
-        -- LIMIT keeps these look-ups in the index, whatever the planner thinks of the tables.
-        LEFT JOIN LATERAL (SELECT version FROM event_streams
-                           WHERE stream = a.stream LIMIT 1) AS s ON true
-        LEFT JOIN LATERAL (SELECT claimed_until, claim_token FROM mpack_leases
-                           WHERE a.claim IS NOT NULL AND mpack_id = substr(a.stream, 7)
-                           LIMIT 1) AS l ON true
-    ), settled AS (
-        SELECT j.*, CASE
-            WHEN j.own_verdict = 'ok' AND bool_or(j.own_verdict <> 'ok') OVER (PARTITION BY j.grp)
-            THEN 'group' ELSE j.own_verdict END AS final_verdict
-        FROM judged AS j
-    ), accepted AS (
-        SELECT s.*, head.position + row_number() OVER (ORDER BY s.ord) AS position,
-               sha256(textsend(s.data)) AS data_sha,
-               CASE WHEN s.stream LIKE 'lease/%' THEN substr(s.stream, 7) END AS mpack_id,
-               CASE WHEN s.stream LIKE 'lease/%' THEN s.data::jsonb END AS fact
-        FROM settled AS s WHERE s.final_verdict = 'ok'
-    ), chained AS (
-        SELECT c.ord, hash_chain(c.fields) OVER (ORDER BY c.ord) AS hash
-        FROM (SELECT 0 AS ord, head.hash AS fields UNION ALL
-              SELECT a.ord, int4send(octet_length(t.position)) || textsend(t.position)
-                  || int4send(16) || uuid_send(a.event_id)
-                  || int4send(octet_length(a.stream)) || textsend(a.stream)
-                  || int4send(octet_length(t.version)) || textsend(t.version)
-                  || int4send(octet_length(a.type)) || textsend(a.type)
-                  || int4send(octet_length(t.schema_version)) || textsend(t.schema_version)
-                  || int4send(32) || a.data_sha
-                  || int4send(octet_length(a.actor)) || textsend(a.actor)
-                  || COALESCE(int4send(octet_length(a.request_id)) || textsend(a.request_id),
-                              int4send(-1))
-                  || moment_field
-              FROM accepted AS a,
-                   LATERAL (SELECT a.position::text AS position, a.version::text AS version,
-                                   a.schema_version::text AS schema_version) AS t) AS c
-    ), inserted AS (
-        INSERT INTO events (position, event_id, stream, version, type, schema_version, data,
-                            data_sha, actor, request_id, recorded_at, hash)
-        SELECT a.position, a.event_id, a.stream, a.version, a.type, a.schema_version, a.data,
-               a.data_sha, a.actor, a.request_id, moment, c.hash
-        FROM accepted AS a JOIN chained AS c USING (ord) ORDER BY a.ord
-    ), streamed AS (
-        INSERT INTO event_streams AS s (stream, version, last_position)
-        SELECT a.stream, a.version, a.position FROM accepted AS a
-        ON CONFLICT (stream) DO UPDATE
-        SET version = excluded.version, last_position = excluded.last_position
-    ), begun AS (
+    FOR found IN
+        SELECT i, s.version, l.claimed_until, l.claim_token
+        FROM generate_series(1, asked_count) AS i
+        LEFT JOIN event_streams AS s ON s.stream = streams[i]
+        LEFT JOIN mpack_leases AS l ON claims[i] IS NOT NULL AND l.mpack_id = substr(streams[i], 7)
+    LOOP
+        verdict := 'ok';
+        versions[found.i] := coalesce(found.version, 0) + 1;
+        IF expected[found.i] IS NULL THEN
+            IF EXISTS (SELECT FROM events AS e WHERE e.event_id = event_ids[found.i]) THEN
+                verdict := 'repeat';
+            END IF;
+        ELSIF expected[found.i] + 1 <> versions[found.i] THEN
+            verdict := 'version';
+            IF EXISTS (SELECT FROM events AS e
+                       WHERE e.stream = streams[found.i] AND e.version = expected[found.i] + 1
+                             AND e.event_id = event_ids[found.i]) THEN
+                verdict := 'repeat';
+            END IF;
+        END IF;
+        IF verdict <> 'ok' THEN
+            NULL;
+        ELSIF not_afters[found.i] < appended_at THEN
+            verdict := 'deadline';
+        ELSIF claims[found.i] = 'none' THEN
+            IF found.claimed_until > appended_at THEN
+                verdict := 'claim';
+            END IF;
+        ELSIF found.claim_token IS DISTINCT FROM claims[found.i]::uuid THEN
+            verdict := 'claim';
+        END IF;
+        verdicts[found.i] := verdict;
+        IF verdict <> 'ok' THEN
+            refused := refused || groups[found.i];
+        END IF;
+    END LOOP;
+
+    -- The chain: what is hashed of an event is each field's length as four bytes and then its bytes
+    -- (NULL is the length -1), after the hash before it.
+    moment_field := textsend(((extract(epoch FROM appended_at) * 1000000)::bigint)::text);
+    moment_field := int4send(octet_length(moment_field)) || moment_field;
+    positions := array_fill(NULL::bigint, ARRAY[asked_count]);
+    FOR i IN 1 .. asked_count LOOP
+        IF verdicts[i] <> 'ok' THEN
+            versions[i] := NULL;
+        ELSIF groups[i] = ANY (refused) THEN
+            verdicts[i] := 'group';
+            versions[i] := NULL;
+        ELSE
+            accepted_count := accepted_count + 1;
+            accepted[accepted_count] := i;
+            positions[i] := head.position + accepted_count;
+            position_text := positions[i];
+            version_text := versions[i];
+            schema_text := schema_versions[i];
+            data_shas[accepted_count] := sha256(textsend(datas[i]));
+            head.hash := sha256(
+                head.hash
+                || int4send(octet_length(position_text)) || textsend(position_text)
+                || int4send(16) || uuid_send(event_ids[i])
+                || int4send(octet_length(streams[i])) || textsend(streams[i])
+                || int4send(octet_length(version_text)) || textsend(version_text)
+                || int4send(octet_length(types[i])) || textsend(types[i])
+                || int4send(octet_length(schema_text)) || textsend(schema_text)
+                || int4send(32) || data_shas[accepted_count]
+                || int4send(octet_length(actors[i])) || textsend(actors[i])
+                || coalesce(int4send(octet_length(request_ids[i])) || textsend(request_ids[i]),
+                            int4send(-1))
+                || moment_field);
+            hashes[accepted_count] := head.hash;
+            IF streams[i] LIKE 'lease/%' THEN
+                facts[accepted_count] := datas[i]::jsonb;
+                IF types[i] IN ('lease.reserved', 'lease.adopted') THEN
+                    begins := true;
+                ELSE
+                    moves := true;
+                END IF;
+            END IF;
+        END IF;
+    END LOOP;
+    IF accepted_count = 0 THEN
+        appended_at := NULL;
+        RETURN;
+    END IF;
+
+    INSERT INTO events (position, event_id, stream, version, type, schema_version, data,
+                        data_sha, actor, request_id, recorded_at, hash)
+    SELECT positions[i], event_ids[i], streams[i], versions[i], types[i], schema_versions[i],
+           datas[i], data_shas[n], actors[i], request_ids[i], appended_at, hashes[n]
+    FROM (SELECT n, accepted[n] AS i FROM generate_series(1, accepted_count) AS n) AS a;
+
+    INSERT INTO event_streams AS s (stream, version, last_position)
+    SELECT streams[i], versions[i], positions[i]
+    FROM (SELECT accepted[n] AS i FROM generate_series(1, accepted_count) AS n) AS a
+    ON CONFLICT (stream) DO UPDATE
+    SET version = excluded.version, last_position = excluded.last_position;
+
+    IF begins THEN
         INSERT INTO mpack_leases (mpack_id, kind, repo_id, object_id, storage_key, cache_key, state,
                                   granted_at, delete_at, version, last_position)
-        SELECT a.mpack_id, a.fact ->> 'kind', a.fact ->> 'repo_id', a.fact ->> 'object_id',
-               a.fact ->> 'storage_key', a.fact ->> 'cache_key', 'reserved',
-               (a.fact ->> 'granted_at')::timestamptz, (a.fact ->> 'delete_at')::timestamptz,
-               a.version, a.position
-        FROM accepted AS a WHERE a.type IN ('lease.reserved', 'lease.adopted')
-    ), folded AS (
+        SELECT substr(streams[i], 7), fact ->> 'kind', fact ->> 'repo_id', fact ->> 'object_id',
+               fact ->> 'storage_key', fact ->> 'cache_key', 'reserved',
+               (fact ->> 'granted_at')::timestamptz, (fact ->> 'delete_at')::timestamptz,
+               versions[i], positions[i]
+        FROM (SELECT accepted[n] AS i, facts[n] AS fact
+              FROM generate_series(1, accepted_count) AS n) AS a
+        WHERE types[i] IN ('lease.reserved', 'lease.adopted');
+    END IF;
+    IF moves THEN
         UPDATE mpack_leases AS l SET
             state = CASE a.type WHEN 'lease.activated' THEN 'active'
                                 WHEN 'lease.reclaimed' THEN 'reclaimed' ELSE l.state END,
-            sha256 = coalesce(a.fact ->> 'sha256', l.sha256),
-            size_bytes = coalesce((a.fact ->> 'size_bytes')::bigint, l.size_bytes),
-            activated_at = coalesce((a.fact ->> 'activated_at')::timestamptz, l.activated_at),
-            expires_at = coalesce((a.fact ->> 'expires_at')::timestamptz, l.expires_at),
-            delete_at = coalesce((a.fact ->> 'delete_at')::timestamptz, l.delete_at),
-            revoked_at = coalesce((a.fact ->> 'revoked_at')::timestamptz, l.revoked_at),
+            sha256 = coalesce(fact ->> 'sha256', l.sha256),
+            size_bytes = coalesce((fact ->> 'size_bytes')::bigint, l.size_bytes),
+            activated_at = coalesce((fact ->> 'activated_at')::timestamptz, l.activated_at),
+            expires_at = coalesce((fact ->> 'expires_at')::timestamptz, l.expires_at),
+            delete_at = coalesce((fact ->> 'delete_at')::timestamptz, l.delete_at),
+            revoked_at = coalesce((fact ->> 'revoked_at')::timestamptz, l.revoked_at),
             stuck = CASE a.type WHEN 'lease.stuck' THEN true
                                 WHEN 'lease.reclaimed' THEN false ELSE l.stuck END,
-            reclaimed_at = coalesce((a.fact ->> 'reclaimed_at')::timestamptz, l.reclaimed_at),
-            outcome = coalesce(a.fact ->> 'outcome', l.outcome),
-            lateness_ms = coalesce((a.fact ->> 'lateness_ms')::bigint, l.lateness_ms),
-            version = a.version, last_position = a.position,
+            reclaimed_at = coalesce((fact ->> 'reclaimed_at')::timestamptz, l.reclaimed_at),
+            outcome = coalesce(fact ->> 'outcome', l.outcome),
+            lateness_ms = coalesce((fact ->> 'lateness_ms')::bigint, l.lateness_ms),
+            version = versions[a.i], last_position = positions[a.i],
             claimed_by = CASE WHEN a.type <> 'lease.reclaimed' THEN l.claimed_by END,
             claimed_until = CASE WHEN a.type <> 'lease.reclaimed' THEN l.claimed_until END,
             claim_token = CASE WHEN a.type <> 'lease.reclaimed' THEN l.claim_token END
-        FROM accepted AS a
-        WHERE l.mpack_id = a.mpack_id AND a.type NOT IN ('lease.reserved', 'lease.adopted')
-    ), moved AS (
-        UPDATE event_head AS h
-        SET position = t.position, hash = t.hash, recorded_at = moment
-        FROM (SELECT a.position, c.hash FROM accepted AS a JOIN chained AS c USING (ord)
-              ORDER BY a.ord DESC LIMIT 1) AS t
-        WHERE h.id = 1
-    )
-    SELECT s.final_verdict, a.position, a.version, CASE WHEN a.position IS NOT NULL THEN moment END
-    FROM settled AS s LEFT JOIN accepted AS a USING (ord) ORDER BY s.ord;
-
-    SELECT h.position - head.position INTO accepted_count FROM event_head AS h WHERE h.id = 1;
-    IF accepted_count > 0 THEN
-        PERFORM pg_notify('mpack_events', (head.position + accepted_count)::text);
+        FROM (SELECT accepted[n] AS i, facts[n] AS fact, types[accepted[n]] AS type
+              FROM generate_series(1, accepted_count) AS n) AS a
+        WHERE a.fact IS NOT NULL AND a.type NOT IN ('lease.reserved', 'lease.adopted')
+              AND l.mpack_id = substr(streams[a.i], 7);
     END IF;
+
+    UPDATE event_head SET position = head.position + accepted_count, hash = head.hash,
+                          recorded_at = appended_at
+    WHERE id = 1;
+    PERFORM pg_notify('mpack_events', (head.position + accepted_count)::text);
 END $$;
 
 -- What the fold columns must be, from the log alone: for each column the last event that names it.
