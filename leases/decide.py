@@ -110,6 +110,13 @@ def _life_end(lease: Lease, lease_life_max_seconds: float) -> datetime:
     return lease.granted_at + timedelta(seconds=lease_life_max_seconds)
 
 
+def _promised(lease: Lease, command: ActivateLease | RenewLease, now: datetime) -> datetime:
+    """The end of what is wished, of the lease's longest life, or of the URL's signer."""
+    wished = now + timedelta(seconds=command.ttl_seconds)
+    longest = min(wished, _life_end(lease, command.lease_life_max_seconds))
+    return min(longest, command.signing_ends_at or longest)
+
+
 def _activate(lease: Lease, command: ActivateLease, now: datetime) -> tuple[Event, ...]:
     if lease.state is LeaseState.ACTIVE and lease.sha256 == command.sha256:
         return ()
@@ -117,8 +124,7 @@ def _activate(lease: Lease, command: ActivateLease, now: datetime) -> tuple[Even
         raise LeaseEnded(mpack_id=lease.mpack_id)
     if not command.ttl_seconds > 0:
         raise InvalidRequest("ttl_seconds must be above zero.", ttl_seconds=command.ttl_seconds)
-    wished = now + timedelta(seconds=command.ttl_seconds)
-    expires_at = min(wished, _life_end(lease, command.lease_life_max_seconds))
+    expires_at = _promised(lease, command, now)
     if expires_at <= now:  # An upload limit may reach past the longest life.
         raise LeaseEnded(mpack_id=lease.mpack_id)
     return (
@@ -155,8 +161,7 @@ def _renew(lease: Lease, command: RenewLease, now: datetime) -> tuple[Event, ...
     assert lease.expires_at is not None
     if now >= renewable_until(lease, command.guard_seconds):
         raise LeaseEnded(mpack_id=lease.mpack_id)
-    wished = now + timedelta(seconds=command.ttl_seconds)
-    expires_at = min(wished, _life_end(lease, command.lease_life_max_seconds))
+    expires_at = _promised(lease, command, now)
     if expires_at <= lease.expires_at:
         return ()
     delete_at = expires_at + timedelta(seconds=command.grace_seconds)

@@ -93,7 +93,12 @@ class LeaseEngine:
         self.log_id = str(head["log_id"])
         replica = self.instance.instance_id
         self.lessor = Lessor(
-            self.database, self.log, self.policy, log_id=self.log_id, replica=replica
+            self.database,
+            self.log,
+            self.policy,
+            store=self.store,
+            log_id=self.log_id,
+            replica=replica,
         )
         self.owner = Owner(
             database=self._machinery, log=self.log, store=self.store, log_id=self.log_id

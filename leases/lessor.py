@@ -29,6 +29,7 @@ from leases.model import (
     storage_key,
 )
 from leases.policy import LeasePolicy
+from leases.ports import BlobStore, signing_end
 
 # Every conflict means that another command of the same lease got through; a lease has few of them.
 _DECISIONS_MAX = 5
@@ -86,15 +87,24 @@ class Lessor:
     """Carries out what callers ask of leases.
 
     Errors of all methods: LeaseMissing, LeaseEnded, InvalidRequest from the decision;
-    DeadlinePassed and ClaimHeld from the guards; Unavailable.
+    DeadlinePassed and ClaimHeld from the guards; Unavailable. The store is asked for nothing but
+    when its signing keys end.
     """
 
     def __init__(
-        self, database: Database, log: EventLog, policy: LeasePolicy, *, log_id: str, replica: str
+        self,
+        database: Database,
+        log: EventLog,
+        policy: LeasePolicy,
+        *,
+        store: BlobStore,
+        log_id: str,
+        replica: str,
     ) -> None:
         self._database = database
         self._log = log
         self._policy = policy
+        self._store = store
         self._log_id = log_id
         self._replica = replica
 
@@ -143,6 +153,7 @@ class Lessor:
             ttl_seconds=min(ttl_seconds, self._policy.ttl_max_seconds),
             grace_seconds=self._policy.grace_seconds,
             lease_life_max_seconds=self._policy.lease_life_max_seconds,
+            signing_ends_at=await signing_end(self._store),
         )
         return await self.carry_out(mpack_id, command, caller=caller)
 
@@ -154,6 +165,7 @@ class Lessor:
             guard_seconds=self._policy.share_guard(ttl_seconds),
             grace_seconds=self._policy.grace_seconds,
             lease_life_max_seconds=self._policy.lease_life_max_seconds,
+            signing_ends_at=await signing_end(self._store),
         )
         return await self.carry_out(mpack_id, command, caller=caller)
 

@@ -108,6 +108,7 @@ class ActivateLease:
     ttl_seconds: float
     grace_seconds: float
     lease_life_max_seconds: float
+    signing_ends_at: datetime | None = None  # No URL lives longer, so the lease need not.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +119,7 @@ class RenewLease:
     guard_seconds: float
     grace_seconds: float
     lease_life_max_seconds: float
+    signing_ends_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

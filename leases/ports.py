@@ -107,6 +107,18 @@ class TellsTime(Protocol):
     async def store_time(self) -> datetime: ...
 
 
+@runtime_checkable
+class SigningEnds(Protocol):
+    """Signs with temporary keys: no URL outlives them. The time of their end, if there is one."""
+
+    async def signing_ends_at(self) -> datetime | None: ...
+
+
+async def signing_end(store: BlobStore) -> datetime | None:
+    """When URLs that this store signs now end at the latest; None: only by their own life."""
+    return await store.signing_ends_at() if isinstance(store, SigningEnds) else None
+
+
 class Clock(Protocol):
     """The process's clocks: hints about when to look again, never a reason to delete."""
 

@@ -32,6 +32,7 @@ from leases.errors import Conflict, Failure, LeaseEnded, LeaseMissing, Unavailab
 from leases.ids import new_mpack_id
 from leases.lessor import Caller
 from leases.model import Lease, LeaseState
+from leases.ports import signing_end
 from leases.steps import Step, Steps, no_steps
 
 OpenReader = Callable[[], AbstractAsyncContextManager[Reader]]
@@ -124,16 +125,18 @@ class PackSharing:
                 if wish.inline:
                     raise
                 continue  # Joined those who would have had it inline; a URL has no such limit.
-            if (holding := self._holding(deposited, wish)) is not None:
+            if (holding := await self._holding(deposited, wish)) is not None:
                 return holding
             if self._engine.clock.monotonic() > give_up_at:
                 raise BuildsBusy
 
     async def alone(self, wish: Wish) -> Holding:
         """A pack for this caller only: its own lease, no slot."""
-        holding = self._holding(await self._join(self._start(wish, None, None), wish), wish)
-        assert holding is not None, "the flight's TTL is this caller's"
-        return holding
+        deposited = await self._join(self._start(wish, None, None), wish)
+        assert deposited is not None, "nobody else decides about this flight"
+        lease, counts = deposited.lease, deposited.counts
+        assert lease.expires_at is not None
+        return Holding(lease=lease, expires_at=lease.expires_at, counts=counts, shared=False)
 
     def flights(self) -> list[Flight]:
         """The shared packs that are on their way now."""
@@ -166,8 +169,9 @@ class PackSharing:
         if lease is None or lease.state is not LeaseState.ACTIVE or lease.revoked_at is not None:
             return None
         assert lease.expires_at is not None
-        guard = timedelta(seconds=policy.share_guard(wish.ttl_seconds))
-        expires_at = slot.now + timedelta(seconds=wish.ttl_seconds)
+        expires_at = await self._promised(slot.now, wish)
+        life_seconds = (expires_at - slot.now) / timedelta(seconds=1)
+        guard = timedelta(seconds=policy.share_guard(life_seconds))
         if lease.expires_at - slot.now <= guard or self._life_end(lease) < expires_at:
             return None
         if lease.expires_at < expires_at:
@@ -193,7 +197,12 @@ class PackSharing:
     def _life_end(self, lease: Lease) -> datetime:
         return lease.granted_at + timedelta(seconds=self._engine.policy.lease_life_max_seconds)
 
-    def _holding(self, deposited: Deposited | None, wish: Wish) -> Holding | None:
+    async def _promised(self, since: datetime, wish: Wish) -> datetime:
+        """The end of the wished TTL, or of the keys that would sign the URL."""
+        wished = since + timedelta(seconds=wish.ttl_seconds)
+        return min(wished, await signing_end(self._engine.store) or wished)
+
+    async def _holding(self, deposited: Deposited | None, wish: Wish) -> Holding | None:
         """What a new pack means for one of those who waited: its own TTL, from the activation on.
         None for somebody who came too late to have a longer one considered.
         """
@@ -202,7 +211,7 @@ class PackSharing:
         lease = deposited.lease
         assert lease.activated_at is not None
         assert lease.expires_at is not None
-        own_end = lease.activated_at + timedelta(seconds=wish.ttl_seconds)
+        own_end = await self._promised(lease.activated_at, wish)
         if lease.expires_at < min(own_end, self._life_end(lease)):
             return None
         expires_at = min(own_end, lease.expires_at)

@@ -20,6 +20,7 @@ from leases.log import EventLog
 from leases.model import AdoptLease, Command, Lease, ReserveLease
 from leases.policy import LeasePolicy
 from tests.databases import NewDatabase
+from tests.fakes import MemoryStore
 from tests.leasing import CALLER
 from tests.property.test_lease_laws import commands
 
@@ -38,7 +39,8 @@ class Machinery:
     @classmethod
     def on(cls, database: Database) -> Machinery:
         log = EventLog(database, SystemClock())
-        lessor = Lessor(database, log, LeasePolicy(), log_id="l", replica="test")
+        store = MemoryStore()
+        lessor = Lessor(database, log, LeasePolicy(), store=store, log_id="l", replica="test")
         return cls(database, log, lessor)
 
     async def carry_out(self, mpack_id: str, script: list[Command]) -> None:

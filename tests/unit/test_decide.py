@@ -139,6 +139,34 @@ TABLE: dict[str, tuple[Lease | None, Command, float, tuple[Event, ...] | type[Ex
         1,
         InvalidRequest,
     ),
+    "activate with keys that end before": (
+        RESERVED,
+        replace(ACTIVATE, signing_ends_at=at(110)),
+        10,
+        (
+            LeaseActivated(
+                sha256="aa",
+                size_bytes=7,
+                activated_at=at(10),
+                expires_at=at(110),
+                delete_at=at(115),
+                ttl_seconds=300,
+            ),
+        ),
+    ),
+    "activate with dead keys": (
+        RESERVED,
+        replace(ACTIVATE, signing_ends_at=at(10)),
+        10,
+        LeaseEnded,
+    ),
+    "renew no longer than the keys live": (
+        ACTIVE,
+        replace(RENEW, signing_ends_at=at(400)),
+        200,
+        (LeaseRenewed(expires_at=at(400), delete_at=at(405)),),
+    ),
+    "renew with keys that end before": (ACTIVE, replace(RENEW, signing_ends_at=at(210)), 200, ()),
     "activate past the longest life": (
         RESERVED,
         replace(ACTIVATE, lease_life_max_seconds=100),
