@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from starlette.requests import HTTPConnection
 
@@ -49,6 +49,17 @@ VALUES ($1, $2, $3, $4, $5, clock_timestamp(), $6)
 """
 _REVOKE = """
 UPDATE api_tokens SET revoked_at = clock_timestamp() WHERE token_id = $1 AND revoked_at IS NULL
+"""
+
+
+_LIST = """
+SELECT token_id, name, scopes, repos, created_at, expires_at, last_used_at, revoked_at
+FROM api_tokens
+WHERE $1 OR (revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp()))
+ORDER BY token_id
+"""
+_STARTING_WITH = """
+SELECT token_id FROM api_tokens WHERE starts_with(token_id, $1) ORDER BY token_id LIMIT 6
 """
 
 
@@ -201,6 +212,22 @@ class Tokens:
             expires_at,
         )
         return issued
+
+    async def all(self, *, ended: bool = False) -> list[dict[str, Any]]:
+        """The tokens that live, or with `ended` every one there was; the oldest first."""
+        return [dict(row) for row in await self._database.fetch(_LIST, ended)]
+
+    async def resolve(self, prefix: str) -> str:
+        """The one token's id that begins with this.
+
+        Errors: NotFound for none; InvalidRequest for more than one, with some of them.
+        """
+        found = [row["token_id"] for row in await self._database.fetch(_STARTING_WITH, prefix)]
+        if not prefix or not found:
+            raise NotFound("No such token.", token_id=prefix)
+        if len(found) > 1 and prefix not in found:
+            raise InvalidRequest(f"{prefix} begins more than one id: {', '.join(found[:5])}, …")
+        return prefix if prefix in found else found[0]
 
     async def revoke(self, token_id: str) -> None:
         """End a token now; NotFound when there is none that still lives."""

@@ -44,6 +44,7 @@ _STARTING_WITH = """
 SELECT mpack_id FROM mpack_leases WHERE mpack_id >= $1 AND mpack_id < $2
 ORDER BY mpack_id LIMIT $3
 """
+_STUCK = "SELECT mpack_id FROM mpack_leases WHERE stuck AND state <> 'reclaimed' ORDER BY mpack_id"
 _EVENT_COLUMNS = (
     "position, event_id, stream, version, type, schema_version, data, actor, request_id,"
     " recorded_at, hash"
@@ -132,6 +133,10 @@ class LeaseListing:
             raise InvalidRequest(f"{prefix} begins more than one id: {candidates}, …")
         mpack_id: str = rows[0]["mpack_id"]
         return mpack_id
+
+    async def stuck_ids(self) -> list[str]:
+        """Every stuck lease, the oldest first."""
+        return [row["mpack_id"] for row in await self._database.fetch(_STUCK)]
 
     async def events(
         self,

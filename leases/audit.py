@@ -8,6 +8,7 @@ lock, so that claims, grants and indexes stay as they are and the service may go
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -75,6 +76,10 @@ DELETE FROM mpack_leases AS l WHERE NOT EXISTS (
 _log = structlog.get_logger(__name__)
 
 
+def _quietly(_events: int) -> None:
+    """Nobody wants to know how far it is."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Verdict:
     """What was checked and what was wrong; ok when `problems` is empty."""
@@ -102,10 +107,13 @@ class Auditor:
         self._database = database
         self._event_log = log
 
-    async def verify(self) -> Verdict:
-        """Check the whole log up to its present head, then the table against it."""
+    async def verify(self, *, tell: Callable[[int], None] = _quietly) -> Verdict:
+        """Check the whole log up to its present head, then the table against it.
+
+        `tell` hears now and then how many events have been checked.
+        """
         head = await self._event_log.head()
-        verdict = await self._check_events(head, last=None, page=_PAGE)
+        verdict = await self._check_events(head, last=None, page=_PAGE, tell=tell)
         await self._check_table(verdict)
         return verdict
 
@@ -123,7 +131,12 @@ class Auditor:
         return await self._check_events(head, last=found[0], page=_TAIL_PAGE)
 
     async def _check_events(
-        self, head: asyncpg.Record, *, last: StoredEvent | None, page: int
+        self,
+        head: asyncpg.Record,
+        *,
+        last: StoredEvent | None,
+        page: int,
+        tell: Callable[[int], None] = _quietly,
     ) -> Verdict:
         """Every event behind `last` (None: from the first one on), up to the head."""
         verdict = Verdict(head_position=head["position"], head_hash=head["hash"].hex())
@@ -137,6 +150,7 @@ class Auditor:
                 verdict.events += 1
             if not events:
                 break
+            tell(verdict.events)
         if after != head["position"]:
             verdict.complain(f"the log's rows end at {after}, its head says {head['position']}")
         elif previous != head["hash"]:

@@ -24,6 +24,7 @@ CLAIM = f"""
 WITH due AS (
     SELECT mpack_id FROM mpack_leases
     WHERE state <> 'reclaimed' AND {DUE} <= statement_timestamp()
+      AND delete_at <= statement_timestamp() - $5::interval
     ORDER BY {DUE} LIMIT $1 FOR UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE mpack_leases AS l
@@ -40,7 +41,9 @@ WHERE claimed_by = $1 AND claim_token = $2
 """
 DUE_NOW = f"""
 SELECT statement_timestamp() AS now, attempts, {LEASE_COLUMNS} FROM mpack_leases
-WHERE state <> 'reclaimed' AND {DUE} <= statement_timestamp() ORDER BY {DUE} LIMIT $1
+WHERE state <> 'reclaimed' AND {DUE} <= statement_timestamp()
+  AND delete_at <= statement_timestamp() - $2::interval
+ORDER BY {DUE} LIMIT $1
 """
 # No attempt is counted, but others come first: a blob that alone answers like an outage would
 # otherwise be every probe, and keep all deletions waiting for ever.
@@ -100,13 +103,13 @@ class Claims:
         self._instance = instance
         self._limit = timedelta(seconds=limit_seconds)
 
-    async def take(self, count: int, token: UUID) -> list[Due]:
-        """Up to `count` due leases, oldest first, which nobody else may delete now.
+    async def take(self, count: int, token: UUID, *, overdue: timedelta = timedelta()) -> list[Due]:
+        """Up to `count` leases, overdue by so much, oldest first, which nobody else may delete now.
 
         `seen_at` is the claim's time, moved on to now by the time since its answer came.
         """
         name = self._instance.claim_name
-        answer = await self._database.fetchrow(CLAIM, count, name, self._limit, token)
+        answer = await self._database.fetchrow(CLAIM, count, name, self._limit, token, overdue)
         assert answer is not None
         if not answer["claimed"]:
             return []
@@ -116,9 +119,9 @@ class Claims:
         claimed = [Due(lease_of(row), row["attempts"], row["now"] + since) for row in rows]
         return sorted(claimed, key=lambda due: due.lease.delete_at)
 
-    async def look(self, count: int) -> list[Due]:
+    async def look(self, count: int, *, overdue: timedelta = timedelta()) -> list[Due]:
         """What `take` would find, without taking it."""
-        rows = await self._database.fetch(DUE_NOW, count)
+        rows = await self._database.fetch(DUE_NOW, count, overdue)
         return [Due(lease_of(row), row["attempts"], row["now"]) for row in rows]
 
     async def hand_back(

@@ -21,6 +21,7 @@ from leases.model import (
     Command,
     Event,
     ExtendReservation,
+    ForgetLease,
     Lease,
     LeaseActivated,
     LeaseAdopted,
@@ -30,6 +31,7 @@ from leases.model import (
     LeaseRenewed,
     LeaseReserved,
     LeaseResidueDeleted,
+    LeaseRetried,
     LeaseRevoked,
     LeaseState,
     LeaseStuck,
@@ -39,7 +41,9 @@ from leases.model import (
     RecordResidue,
     RenewLease,
     ReserveLease,
+    RetryLease,
     RevokeLease,
+    Trigger,
 )
 
 
@@ -66,6 +70,10 @@ def decide(lease: Lease | None, command: Command, *, now: datetime) -> tuple[Eve
             return _revoke(lease, command, now)
         case RecordReclaim():
             return _reclaim(lease, command, now)
+        case ForgetLease():
+            return _forget(lease, command, now)
+        case RetryLease():
+            return _retry(lease, command, now)
         case RecordFailure():
             return _failure(lease, command, now)
         case RecordResidue():
@@ -179,24 +187,56 @@ def _revoke(lease: Lease, command: RevokeLease, now: datetime) -> tuple[Event, .
 def _reclaim(lease: Lease, command: RecordReclaim, now: datetime) -> tuple[Event, ...]:
     if lease.state is LeaseState.RECLAIMED:
         return ()
-    if now < lease.delete_at and command.outcome is not Outcome.FORGOTTEN:
+    _check_due(lease, now)
+    return (_reclaimed(lease, now, outcome=command.outcome, trigger=command.trigger),)
+
+
+def _check_due(lease: Lease, now: datetime) -> None:
+    if now < lease.delete_at:
         raise InvalidRequest("This lease is not due yet.", mpack_id=lease.mpack_id)
+
+
+def _reclaimed(
+    lease: Lease, now: datetime, *, outcome: Outcome, trigger: Trigger, reason: str | None = None
+) -> LeaseReclaimed:
+    return LeaseReclaimed(
+        outcome=outcome,
+        trigger=trigger,
+        reclaimed_at=now,
+        lateness_ms=max(0, (now - lease.delete_at) // timedelta(milliseconds=1)),
+        reason=reason,
+    )
+
+
+def _forget(lease: Lease, command: ForgetLease, now: datetime) -> tuple[Event, ...]:
+    if lease.outcome is Outcome.FORGOTTEN:
+        return ()
+    if lease.state is LeaseState.RECLAIMED:
+        raise LeaseEnded(mpack_id=lease.mpack_id)
+    # Its URL may still be good: whoever wants it gone now revokes it first.
+    _check_due(lease, now)
     return (
-        LeaseReclaimed(
-            outcome=command.outcome,
-            trigger=command.trigger,
-            reclaimed_at=now,
-            lateness_ms=max(0, (now - lease.delete_at) // timedelta(milliseconds=1)),
+        _reclaimed(
+            lease,
+            now,
+            outcome=Outcome.FORGOTTEN,
+            trigger=Trigger.COMMAND,
             reason=command.reason,
         ),
     )
 
 
+def _retry(lease: Lease, command: RetryLease, now: datetime) -> tuple[Event, ...]:
+    if lease.state is LeaseState.RECLAIMED:
+        raise LeaseEnded(mpack_id=lease.mpack_id)
+    _check_due(lease, now)
+    return (LeaseRetried(attempts=command.attempts),) if command.attempts else ()
+
+
 def _failure(lease: Lease, command: RecordFailure, now: datetime) -> tuple[Event, ...]:
     if lease.state is LeaseState.RECLAIMED:
         return ()
-    if now < lease.delete_at:
-        raise InvalidRequest("This lease is not due yet.", mpack_id=lease.mpack_id)
+    _check_due(lease, now)
     if command.attempts >= command.stuck_after_attempts and not lease.stuck:
         return (LeaseStuck(error=command.error, attempts=command.attempts),)
     if not command.noted_before:
@@ -231,7 +271,7 @@ def guards(lease: Lease | None, command: Command) -> Guards:
         case RenewLease():
             assert lease is not None
             return Guards(not_after=renewable_until(lease, command.guard_seconds), no_claim=True)
-        case RevokeLease():
+        case RevokeLease() | ForgetLease() | RetryLease():
             return Guards(no_claim=True)
         case _:
             return Guards()
@@ -290,7 +330,7 @@ def evolve(lease: Lease | None, event: Event, *, mpack_id: str) -> Lease:
                 outcome=event.outcome,
                 lateness_ms=event.lateness_ms,
             )
-        case LeaseCleanupFailed() | LeaseResidueDeleted():
+        case LeaseCleanupFailed() | LeaseRetried() | LeaseResidueDeleted():
             return after
         case _:
             assert_never(event)

@@ -28,7 +28,7 @@ from leases.lessor import Lessor
 from leases.log import EventLog
 from leases.model import Lease, Trigger
 from leases.observe import NOBODY, Observer
-from leases.owner import Owner
+from leases.owner import Owner, Ownership
 from leases.policy import LeasePolicy
 from leases.ports import BlobStore, Clock
 from leases.reaper import Reaper, SweepResult
@@ -37,6 +37,8 @@ from leases.steps import Steps, no_steps
 
 # The mark is read again this often until the store has answered once.
 _OWNER_RETRY_SECONDS = 1.0
+# How soon a replica obeys a pause: with a batch under way, within a second of the command.
+_PAUSE_LOOK_SECONDS = 0.5
 
 _log = structlog.get_logger(__name__)
 
@@ -144,7 +146,7 @@ class LeaseEngine:
         jobs: list[Awaitable[None]] = [self.log.run(), self.instance.run(ready=ready)]
         if self._watch:
             jobs += [self.alarm.run(), self._start_up(), self._sweep_forever()]
-            jobs += [self._reconcile_forever()]
+            jobs += [self._reconcile_forever(), self._obey_forever()]
             jobs += [self._work() for _ in range(self.policy.reap_workers)]
         for job in jobs:
             self._running.append(tasks.create_task(job))  # type: ignore[arg-type]
@@ -244,6 +246,12 @@ class LeaseEngine:
         self._observer.verified(len(verdict.problems))
         if not verdict.ok:
             _log.error("log_contradicts", problems=len(verdict.problems), first=verdict.problems[0])
+
+    async def _obey_forever(self) -> None:
+        while True:
+            await self.clock.sleep(_PAUSE_LOOK_SECONDS)
+            if self.owner.state is not Ownership.UNKNOWN:  # The start-up is at it.
+                await self._surely("pause_look", self.owner.obey)
 
     async def _surely(self, name: str, work: Callable[[], Awaitable[object]]) -> bool:
         """Run `work`; a failure is told and survived, because the next turn tries again."""

@@ -19,12 +19,14 @@ from leases.model import (
     Command,
     Event,
     ExtendReservation,
+    ForgetLease,
     Lease,
     LeaseKind,
     LeaseState,
     Outcome,
     RenewLease,
     ReserveLease,
+    RetryLease,
     RevokeLease,
     storage_key,
 )
@@ -44,6 +46,13 @@ _LOAD = (
     f"SELECT clock_timestamp() AS now, {LEASE_COLUMNS}"
     " FROM (SELECT 1) AS one LEFT JOIN mpack_leases ON mpack_id = $1"
 )
+
+_ATTEMPTS = "SELECT attempts FROM mpack_leases WHERE mpack_id = $1"
+# A worker that has claimed it meanwhile is at it already.
+_RETRY = """
+UPDATE mpack_leases SET attempts = 0, next_attempt_at = NULL
+WHERE mpack_id = $1 AND claim_token IS NULL
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,12 +166,24 @@ class Lessor:
         )
         return await self.carry_out(mpack_id, command, caller=caller)
 
-    async def renew(self, mpack_id: str, *, ttl_seconds: float, caller: Caller) -> Lease:
-        """Let the promise last at least `ttl_seconds` from now, within the lease's longest life."""
+    async def renew(
+        self,
+        mpack_id: str,
+        *,
+        ttl_seconds: float,
+        caller: Caller,
+        guard_seconds: float | None = None,
+    ) -> Lease:
+        """Let the promise last at least `ttl_seconds` from now, within the lease's longest life.
+
+        With less than `guard_seconds` of life it is too late; by default what sharing demands.
+        """
         ttl_seconds = min(ttl_seconds, self._policy.ttl_max_seconds)
         command = RenewLease(
             ttl_seconds=ttl_seconds,
-            guard_seconds=self._policy.share_guard(ttl_seconds),
+            guard_seconds=(
+                self._policy.share_guard(ttl_seconds) if guard_seconds is None else guard_seconds
+            ),
             grace_seconds=self._policy.grace_seconds,
             lease_life_max_seconds=self._policy.lease_life_max_seconds,
             signing_ends_at=await signing_end(self._store),
@@ -172,6 +193,21 @@ class Lessor:
     async def revoke(self, mpack_id: str, *, reason: str, caller: Caller) -> Lease:
         """End the promise now; the blob goes as if its deadline had come."""
         return await self.carry_out(mpack_id, RevokeLease(reason=reason), caller=caller)
+
+    async def forget(self, mpack_id: str, *, reason: str, caller: Caller) -> Lease:
+        """Close a due lease whose blob cannot be deleted; the blob is nobody's from then on."""
+        return await self.carry_out(mpack_id, ForgetLease(reason=reason), caller=caller)
+
+    async def retry(self, mpack_id: str, *, caller: Caller) -> Lease:
+        """Let the next attempt come now, and the pauses behind it begin anew.
+
+        The fact stands before the row's notes: after a crash in between asking again helps.
+        """
+        row = await self._database.fetchrow(_ATTEMPTS, mpack_id)
+        command = RetryLease(attempts=row["attempts"] if row else 0)
+        lease = await self.carry_out(mpack_id, command, caller=caller)
+        await self._database.execute(_RETRY, mpack_id)
+        return lease
 
     async def carry_out(self, mpack_id: str, command: Command, *, caller: Caller) -> Lease:
         """Load, decide, append; again from the start when somebody else was faster."""

@@ -135,7 +135,20 @@ class RecordReclaim:
 
     outcome: Outcome
     trigger: Trigger
-    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetLease:
+    """Give up a blob that cannot be deleted: an operator answers for it, and for the reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryLease:
+    """Delete again now, after `attempts` failures, as if none had failed; for an operator."""
+
+    attempts: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +188,8 @@ Command = (
     | RenewLease
     | RevokeLease
     | RecordReclaim
+    | ForgetLease
+    | RetryLease
     | RecordFailure
     | AdoptLease
     | RecordResidue
@@ -249,8 +264,16 @@ class LeaseStuck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRetried:
+    """An operator wants the failed deletion tried again; the state stays as it is."""
+
+    type: ClassVar[str] = "lease.retried"
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseReclaimed:
-    """The blob is gone. There is exactly one of these for every lease."""
+    """The blob is gone, or forgotten. There is exactly one of these for every lease."""
 
     type: ClassVar[str] = "lease.reclaimed"
     outcome: Outcome
@@ -287,6 +310,7 @@ Event = (
     | LeaseRevoked
     | LeaseCleanupFailed
     | LeaseStuck
+    | LeaseRetried
     | LeaseReclaimed
     | LeaseAdopted
     | LeaseResidueDeleted

@@ -3,7 +3,8 @@
 `transient/.owner` holds the log's id, and the newest published position and hash of its head. A
 database that is empty or foreign (a staging clone with a log of its own, a wrong setting), or one
 that has lost its newest events, finds a mark that contradicts it: it serves, and reaping is paused
-until a human has looked.
+until a human has looked, and has adopted the store. An operator may pause reaping as well
+(leases/pause.py); both end here, in `may_reap`.
 
 A store that cannot list is not reconciled and not marked.
 """
@@ -21,8 +22,10 @@ import structlog
 
 from leases.database import Database
 from leases.errors import BlobMissing
+from leases.lessor import Caller
 from leases.log import EventLog
 from leases.model import PREFIX
+from leases.pause import Pauses
 from leases.ports import BlobStore, ListsBlobs
 
 OWNER_KEY = f"{PREFIX}.owner"
@@ -72,6 +75,8 @@ class Owner:
         self._store = store
         self._log_id = log_id
         self._checking = asyncio.Lock()
+        self.pauses = Pauses(database, log)
+        self._pause_version: int | None = None
         self.state = Ownership.UNKNOWN
         self.reason = "the store's mark has not been read yet"
 
@@ -88,19 +93,53 @@ class Owner:
         async with self._checking:
             return await self._check()
 
+    async def obey(self) -> None:
+        """Check anew if somebody has paused, resumed or adopted since the last check.
+
+        Errors: those of `check`.
+        """
+        if (await self.pauses.look()).version != self._pause_version:
+            await self.check()
+
+    async def adopt(self, *, caller: Caller) -> Ownership:
+        """Take the store over for this log, whatever its mark says, and let the replicas reap.
+
+        The event stands before the mark: after a crash in between the store is as it was.
+        Errors: the store's and the database's.
+        """
+        mark = await self._read() if isinstance(self._store, ListsBlobs) else None
+        await self.pauses.resume(caller=caller, adopted_from=mark.log_id if mark else "(no mark)")
+        if isinstance(self._store, ListsBlobs):
+            async with self._checking:
+                await self._publish(await self._event_log.head())
+        return await self.check()
+
     async def _check(self) -> Ownership:
+        pause = await self.pauses.look()
+        if pause.paused:  # Whatever the store says, and also while it says nothing.
+            self._found(str(pause))
+        else:
+            await self._compare()
+        self._pause_version = pause.version
+        return self.state
+
+    def _found(self, problem: str | None) -> None:
+        if problem and problem != self.reason:
+            _log.error("reaping_paused", reason=problem)
+        elif self.state is Ownership.PAUSED and not problem:
+            _log.info("reaping_resumed")
+        self.state = Ownership.PAUSED if problem else Ownership.CONFIRMED
+        self.reason = problem or ""
+
+    async def _compare(self) -> None:
         # The mark first: another replica may move both on in between, and a head that was read
         # before the mark would look like a log that lost its tail.
         mark = await self._read() if isinstance(self._store, ListsBlobs) else None
         head = await self._event_log.head()
         problem = await self._problem(mark, head) if isinstance(self._store, ListsBlobs) else None
-        state = Ownership.PAUSED if problem else Ownership.CONFIRMED
-        if problem and problem != self.reason:
-            _log.error("reaping_paused", reason=problem)
-        self.state, self.reason = state, problem or ""
-        if state is Ownership.CONFIRMED and isinstance(self._store, ListsBlobs):
+        self._found(problem)
+        if not problem and isinstance(self._store, ListsBlobs):
             await self._publish(head)
-        return self.state
 
     async def _problem(self, mark: Mark | None, head: asyncpg.Record) -> str | None:
         if mark is None:

@@ -47,6 +47,7 @@ _RELEASE_RETRY_SECONDS = 0.5
 # What a dry run lists at most.
 _LOOKED_AT_MAX = 1_000_000
 _ERROR_LENGTH_MAX = 200
+_NOT_AT_ALL = timedelta()
 
 _REAPER = Caller(actor="reaper")
 _log = structlog.get_logger(__name__)
@@ -54,7 +55,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class SweepResult:
-    """What a reap did, or with `dry_run` would do."""
+    """What a reap did; of a look, what it would claim."""
 
     claimed: int = 0
     reclaimed: int = 0
@@ -153,16 +154,12 @@ class Reaper:
         except TimeoutError:
             _log.warning("reap_unfinished", batches=self._busy)
 
-    async def sweep(
-        self, trigger: Trigger, *, limit: int | None = None, dry_run: bool = False
-    ) -> SweepResult:
+    async def sweep(self, trigger: Trigger, *, limit: int | None = None) -> SweepResult:
         """Reap until nothing is due, or `limit` leases were claimed.
 
-        Effects: deletes blobs, appends events; none with `dry_run`.
+        Effects: deletes blobs, appends events.
         Errors: Unavailable when the database does not answer.
         """
-        if dry_run:
-            return await self._look(limit)
         if limit is not None:
             return await self._sweep_alone(trigger, limit)
         parts = await asyncio.gather(
@@ -187,8 +184,11 @@ class Reaper:
                 break
         return total
 
-    async def _look(self, limit: int | None) -> SweepResult:
-        found = await self._claims.look(limit or _LOOKED_AT_MAX)
+    async def look(
+        self, *, limit: int | None = None, overdue: timedelta = _NOT_AT_ALL
+    ) -> SweepResult:
+        """What a sweep would claim now."""
+        found = await self._claims.look(limit or _LOOKED_AT_MAX, overdue=overdue)
         return SweepResult(
             claimed=len(found),
             lateness_ms_max=max((_lateness_ms(due.lease, due.seen_at) for due in found), default=0),
@@ -197,15 +197,19 @@ class Reaper:
 
     # One batch. ----------------------------------------------------------------------------------
 
-    async def reap_once(self, trigger: Trigger, *, limit: int | None = None) -> SweepResult:
-        """Claim one batch, delete it, record it."""
+    async def reap_once(
+        self, trigger: Trigger, *, limit: int | None = None, overdue: timedelta = _NOT_AT_ALL
+    ) -> SweepResult:
+        """Claim one batch of what is overdue by so much, delete it, record it."""
         if not self._ready():
             return SweepResult()
         self._busy += 1
         self._idle.clear()
         token = new_event_id()
         try:
-            return await self._reap_batch(trigger, limit, token)
+            count = 1 if self.circuit.is_open else limit or self.batch
+            claimed = await self._claims.take(count, token, overdue=overdue)
+            return await self._reap_batch(trigger, claimed, token)
         except DatabaseUnavailable:
             self._unsettled.append(token)
             self.wake(trigger)
@@ -227,9 +231,9 @@ class Reaper:
             await self._claims.release(tokens)
             self._unsettled = [token for token in self._unsettled if token not in tokens]
 
-    async def _reap_batch(self, trigger: Trigger, limit: int | None, token: UUID) -> SweepResult:
-        count = 1 if self.circuit.is_open else limit or self.batch
-        claimed = await self._claims.take(count, token)
+    async def _reap_batch(
+        self, trigger: Trigger, claimed: Sequence[Due], token: UUID
+    ) -> SweepResult:
         if not claimed:
             return SweepResult()
         claimed_at = self._clock.monotonic()

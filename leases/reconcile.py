@@ -108,10 +108,11 @@ class Reconciler:
         self._log_id = log_id
         self._replica = replica
 
-    async def run_once(self) -> ReconcileResult:
+    async def run_once(self, *, dry_run: bool = False) -> ReconcileResult:
         """One comparison, both ways.
 
-        Effects: adopts blobs without rows, deletes blobs of closed leases, each with its event.
+        Effects: adopts blobs without rows, deletes blobs of closed leases, each with its event;
+                 none with `dry_run`, which counts what it would do.
         Errors: the store's and the database's.
         """
         result = ReconcileResult()
@@ -121,7 +122,7 @@ class Reconciler:
         seen: set[str] | None = set()
         async for page in _pages(self._store.list(PREFIX)):
             result.listed += len(page)
-            await self._look_up(page, started_at, result)
+            await self._look_up(page, started_at, result, dry_run=dry_run)
             if seen is not None:
                 seen.update(blob.key for blob in page)
                 if len(seen) > _COMPARED_MAX:
@@ -135,7 +136,12 @@ class Reconciler:
         return result
 
     async def _look_up(
-        self, page: Sequence[BlobInfo], started_at: datetime, result: ReconcileResult
+        self,
+        page: Sequence[BlobInfo],
+        started_at: datetime,
+        result: ReconcileResult,
+        *,
+        dry_run: bool,
     ) -> None:
         # A copied bucket holds one id below two logs, so ids are not keys of this.
         blobs = [(blob.key.rpartition("/")[2], blob) for blob in page if blob.key != OWNER_KEY]
@@ -148,11 +154,12 @@ class Reconciler:
                 case Verdict.FORGOTTEN:
                     result.find(Finding.FORGOTTEN_BLOB, blob.key)
                 case Verdict.ADOPT:
-                    result.adopted += await self._adopt(mpack_id, blob)
+                    result.adopted += dry_run or await self._adopt(mpack_id, blob)
                 case Verdict.RESIDUE if rows[mpack_id]["reclaimed_at"] >= started_at:
                     pass  # Reaped after it was listed: only the next listing can tell.
                 case Verdict.RESIDUE:
-                    result.residue_deleted += await self._delete_residue(rows[mpack_id], blob)
+                    row = rows[mpack_id]
+                    result.residue_deleted += dry_run or await self._delete_residue(row, blob)
 
     async def _adopt(self, mpack_id: str, blob: BlobInfo) -> bool:
         command = AdoptLease(

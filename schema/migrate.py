@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -68,6 +70,20 @@ async def current(engine: AsyncEngine) -> str | None:
 
     async with engine.connect() as connection:
         return await connection.run_sync(look)
+
+
+def statements(start: str | None = None) -> str:
+    """The migrations behind `start` (None: all of them) as SQL, for the schema public.
+
+    Errors: LookupError for a revision that is none.
+    """
+    config = _config()
+    config.output_buffer = StringIO()
+    try:
+        command.upgrade(config, f"{start}:head" if start else "head", sql=True)
+    except CommandError as error:
+        raise LookupError(str(error)) from error
+    return config.output_buffer.getvalue()
 
 
 def head() -> str:

@@ -17,13 +17,18 @@ _VERBS = {
     "serve": ("gateway.cli.serve", "serve", "Serve the gateway."),
     "dev": ("gateway.cli.dev", "dev", "Serve with a PostgreSQL and a store of its own."),
     "demo": ("gateway.cli.demo", "demo", "See the whole life of a pack in a minute."),
-    "db": ("gateway.cli.db", "db", "Migrate the database."),
-    "token": ("gateway.cli.token", "token", "Make and revoke API tokens."),
-    "repo": ("gateway.cli.repo", "repo", "Make repositories."),
-    "lease": ("gateway.cli.lease", "lease", "Look at leases."),
+    "stats": ("gateway.cli.stats", "stats", "See how the leases stand."),
+    "lease": ("gateway.cli.lease", "lease", "Look at leases, and move them."),
     "sweep": ("gateway.cli.sweep", "sweep", "Reap what is due, now."),
-    "audit": ("gateway.cli.audit", "audit", "Check the log and the lease table."),
+    "reap": ("gateway.cli.reap", "reap", "Pause and resume the deletions."),
+    "events": ("gateway.cli.events", "events", "Follow and export the log."),
+    "audit": ("gateway.cli.audit", "audit", "Check the log and the lease table, and report."),
+    "token": ("gateway.cli.token", "token", "Make, list and revoke API tokens."),
+    "repo": ("gateway.cli.repo", "repo", "Make, list and delete repositories."),
+    "db": ("gateway.cli.db", "db", "Migrate and check the database."),
     "config": ("gateway.cli.config", "config", "Look at the settings."),
+    "healthcheck": ("gateway.cli.healthcheck", "healthcheck", "Ask a gateway whether it serves."),
+    "completion": ("gateway.cli.completion", "completion", "Print completion for a shell."),
 }
 
 

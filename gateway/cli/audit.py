@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gateway.cli.exits import Exit, run
+from gateway.cli.moments import Moment
 from gateway.cli.options import database_url_option, json_option, quiet_logs, settings_of
-from gateway.cli.output import print_json, print_pairs
-from gateway.settings import Settings
+from gateway.cli.output import print_json, print_pairs, print_rows
+from gateway.cli.progress import progress
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from gateway.settings import Settings
+    from leases.report import Report
 
 
 @click.group()
 def audit() -> None:
-    """Check the log and the lease table."""
+    """Check the log and the lease table, and report."""
 
 
 @audit.command()
@@ -44,18 +51,67 @@ def rebuild(database_url: str | None, *, as_json: bool) -> None:
     """Put the lease table's rows right where they differ from the log; work columns stay."""
     settings = settings_of(database_url)
     quiet_logs(settings)
-    changed = run(_rebuild(settings))
+    told = {"rows_changed": run(_rebuild(settings))}
     if as_json:
-        print_json({"rows_changed": changed})
+        print_json(told)
     else:
-        print_pairs({"rows_changed": changed})
+        print_pairs(told)
+
+
+@audit.command()
+@click.option("--since", type=Moment(past=True), metavar="WHEN",
+              help="From then on, such as 24h; by default from the beginning.")  # fmt: skip
+@click.option("--until", type=Moment(past=True), metavar="WHEN", help="Up to then; or to now.")
+@database_url_option
+@json_option
+def report(
+    *, since: datetime | None, until: datetime | None, database_url: str | None, as_json: bool
+) -> None:
+    """Tell from the log how the promise was kept, and what was out of the ordinary.
+
+    Exit code 1 when a pack was deleted before its deadline, or twice.
+    """
+    settings = settings_of(database_url)
+    quiet_logs(settings)
+    found = run(_report(settings, since, until))
+    if as_json:
+        print_json(asdict(found) | {"ok": found.ok, "words": found.in_words()})
+    else:
+        _print_report(found)
+    if not found.ok:
+        raise SystemExit(Exit.FAILED)
+    if not found.by_type:
+        raise SystemExit(Exit.NOTHING_MATCHED)
+
+
+def _print_report(found: Report) -> None:
+    print_pairs(
+        {
+            "since": found.since,
+            "until": found.until,
+            "positions": f"{found.first_position} to {found.last_position}",
+            **found.by_type,
+            **{name: n for name, n in found.reclaimed.items() if name.startswith("lateness")},
+        }
+    )
+    if found.by_outcome:
+        click.echo()
+        print_rows(found.by_outcome, ("outcome", "trigger", "leases"))
+    if found.out_of_the_ordinary:
+        click.echo()
+        columns = ("position", "recorded_at", "type", "stream", "actor", "reason")
+        print_rows(found.out_of_the_ordinary, columns)
+    click.echo()
+    click.echo(found.in_words())
 
 
 async def _verify(settings: Settings) -> dict[str, Any]:
     from gateway.cli.opened import opened_service
 
     async with opened_service(settings) as service:
-        verdict = await service.engine.auditor.verify()
+        head = await service.engine.log.head()
+        with progress("verified", head["position"]) as tell:
+            verdict = await service.engine.auditor.verify(tell=tell)
     return {"ok": verdict.ok} | asdict(verdict)
 
 
@@ -64,3 +120,11 @@ async def _rebuild(settings: Settings) -> int:
 
     async with opened_service(settings) as service:
         return await service.engine.auditor.rebuild()
+
+
+async def _report(settings: Settings, since: datetime | None, until: datetime | None) -> Report:
+    from gateway.cli.opened import opened_database
+    from leases.report import make_report
+
+    async with opened_database(settings) as database:
+        return await make_report(database, since=since, until=until)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -10,7 +9,6 @@ from typing import Any, TypeVar
 
 import click
 
-from gateway.environment import SettingsInvalid
 from leases.errors import Conflict, Failure, InvalidRequest, NotFound, Unavailable
 
 T = TypeVar("T")
@@ -41,6 +39,8 @@ def exit_code_of(error: Failure) -> Exit:
 @contextmanager
 def told() -> Iterator[None]:
     """Turn an error into a sentence on stderr and its exit code."""
+    from gateway.environment import SettingsInvalid
+
     try:
         yield
     except SettingsInvalid as error:
@@ -53,5 +53,7 @@ def told() -> Iterator[None]:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's work to its end; errors become sentences and exit codes."""
+    import asyncio
+
     with told():
         return asyncio.run(work)

@@ -1,34 +1,46 @@
-"""`mpack-gateway lease`: leases, as the table and the log tell them."""
+"""`mpack-gateway lease`: leases, as the table and the log tell them, and what moves them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from gateway.cli.exits import Exit, run
-from gateway.cli.options import database_url_option, json_option, settings_of
+from gateway.cli.moments import Moment, Span
+from gateway.cli.options import database_url_option, json_option, quiet_logs, settings_of
 from gateway.cli.output import print_json, print_pairs, print_rows
-from gateway.settings import Settings
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from gateway.lease_listing import Page, StateFilter
+    from gateway.service import Service
+    from gateway.settings import Settings
+    from leases.model import Lease
 
 _COLUMNS = ("mpack_id", "state", "kind", "size_bytes", "granted_at", "delete_at", "outcome")
 _EVENT_COLUMNS = ("version", "recorded_at", "type", "actor", "position")
 _STATES = ("reserved", "active", "reclaimed", "stuck", "due")
 _LIMIT_MAX = 1000
 
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
 
 @click.group()
 def lease() -> None:
-    """Look at leases."""
+    """Look at leases, and move them."""
 
 
 @lease.command("list")
 @click.option("--state", type=click.Choice(_STATES), help="Only these.")
 @click.option("--repo", metavar="OWNER/SLUG", help="Only this repo's.")
 @click.option("--prefix", default="", metavar="HEX", help="Only ids that begin with this.")
+@click.option(
+    "--since", type=Moment(past=True), metavar="WHEN", help="Granted then or later, such as 10m."
+)
+@click.option("--until", type=Moment(past=True), metavar="WHEN", help="Granted before then.")
 @click.option("--limit", type=click.IntRange(1, _LIMIT_MAX), default=100, show_default=True)
 @click.option("--cursor", metavar="ID", help="Go on behind this id, as told by the last page.")
 @database_url_option
@@ -49,23 +61,18 @@ def list_(database_url: str | None, *, as_json: bool, **wanted: Any) -> None:
 
 async def _page(settings: Settings, wanted: dict[str, Any]) -> Page:
     from gateway.cli.opened import opened_database
-    from gateway.errors import RepoMissing
+    from gateway.cli.repo import repo_named
     from gateway.lease_listing import LeaseFilter, LeaseListing
-    from gateway.packs.repos import find_repo
-    from gateway.packs.transaction import reading
 
     async with opened_database(settings) as database:
         repo_id = None
         if wanted["repo"] is not None:
-            owner, _, slug = wanted["repo"].partition("/")
-            async with reading(database) as connection:
-                repo = await find_repo(connection, owner=owner, slug=slug)
-            if repo is None:
-                raise RepoMissing(repo=wanted["repo"])
-            repo_id = repo.repo_id
+            repo_id = (await repo_named(database, wanted["repo"])).repo_id
         chosen = LeaseFilter(
             repo_id=repo_id,
             state=cast("StateFilter | None", wanted["state"]),
+            granted_from=wanted["since"],
+            granted_before=wanted["until"],
             id_prefix=wanted["prefix"],
         )
         return await LeaseListing(database).leases(
@@ -96,3 +103,150 @@ async def _show(settings: Settings, prefix: str) -> dict[str, Any]:
     async with opened_database(settings) as database:
         listing = LeaseListing(database)
         return await listing.lease(await listing.resolve(prefix))
+
+
+# What moves a lease. -----------------------------------------------------------------------------
+
+
+def _moves(verb: Verb) -> Verb:
+    """What the moving verbs share: several ids, or their beginnings, and how it is told."""
+    ids = click.argument("mpack_ids", nargs=-1, metavar="ID...")
+    return ids(database_url_option(json_option(verb)))
+
+
+_reason_option = click.option("--reason", required=True, help="Why; it is kept in the log.")
+
+
+@lease.command()
+@click.option(
+    "--ttl", type=Span(), required=True, metavar="SPAN", help="Let it live so long from now: 10m."
+)
+@_moves
+def renew(ttl: timedelta, **asked: Any) -> None:
+    """Let leases live longer; it never shortens them, and never goes beyond their longest life."""
+
+    async def work(service: Service, mpack_id: str) -> Lease:
+        from gateway.cli.caller import caller
+
+        return await service.engine.lessor.renew(
+            mpack_id,
+            ttl_seconds=ttl.total_seconds(),
+            # The share of the TTL that sharing demands is about callers who wait for a pack.
+            guard_seconds=service.settings.lease.share_guard_seconds,
+            caller=caller(),
+        )
+
+    _move(work, **asked)
+
+
+@lease.command()
+@_reason_option
+@_moves
+def revoke(reason: str, **asked: Any) -> None:
+    """End leases now: their packs are deleted as if their deadline had come.
+
+    A URL that was handed out goes on working until its blob is deleted: within a second, while a
+    replica runs.
+    """
+
+    async def work(service: Service, mpack_id: str) -> Lease:
+        from gateway.cli.caller import caller
+
+        return await service.engine.lessor.revoke(mpack_id, reason=reason, caller=caller())
+
+    _move(work, **asked)
+
+
+@lease.command()
+@click.option("--stuck", is_flag=True, help="Retry every stuck lease.")
+@_moves
+def retry(*, stuck: bool, **asked: Any) -> None:
+    """Let failed deletions be tried again now, as if they had never failed."""
+    if stuck and asked["mpack_ids"]:
+        raise click.UsageError("--stuck means all of them: name no ids.")
+
+    async def work(service: Service, mpack_id: str) -> Lease:
+        from gateway.cli.caller import caller
+
+        return await service.engine.lessor.retry(mpack_id, caller=caller())
+
+    _move(work, stuck=stuck, **asked)
+
+
+@lease.command()
+@_reason_option
+@_moves
+def forget(reason: str, **asked: Any) -> None:
+    """Close due leases whose blobs cannot be deleted, and never try again.
+
+    What still lies there is nobody's: `sweep --orphans` goes on listing it, and nothing deletes
+    it.
+    """
+
+    async def work(service: Service, mpack_id: str) -> Lease:
+        from gateway.cli.caller import caller
+
+        return await service.engine.lessor.forget(mpack_id, reason=reason, caller=caller())
+
+    _move(work, **asked)
+
+
+Work = Callable[["Service", str], Awaitable["Lease"]]
+
+
+def _move(
+    work: Work,
+    *,
+    mpack_ids: Sequence[str],
+    database_url: str | None,
+    as_json: bool,
+    stuck: bool = False,
+) -> None:
+    if not mpack_ids and not stuck:
+        raise click.UsageError("Name at least one lease.")
+    settings = settings_of(database_url)
+    quiet_logs(settings)
+    moved, refused = run(_moved(settings, work, mpack_ids, stuck=stuck))
+    if as_json:
+        told = [{"mpack_id": one, "message": str(why)} for one, why in refused.items()]
+        print_json({"leases": moved, "refused": told})
+    elif moved:
+        print_rows(moved, _COLUMNS)
+    for mpack_id, why in refused.items():
+        click.echo(f"{mpack_id}: {why}", err=True)
+    raise SystemExit(_exit_code(moved, refused))
+
+
+def _exit_code(moved: Sequence[object], refused: dict[str, Exception]) -> int:
+    from gateway.cli.exits import exit_code_of
+    from leases.errors import Failure
+
+    if refused and moved:
+        return Exit.PARTIAL
+    if not moved and not refused:
+        click.echo("No lease is stuck.", err=True)
+        return Exit.NOTHING_MATCHED
+    codes = {exit_code_of(why) for why in refused.values() if isinstance(why, Failure)}
+    return codes.pop() if len(codes) == 1 else Exit.OK if not refused else Exit.FAILED
+
+
+async def _moved(
+    settings: Settings, work: Work, prefixes: Sequence[str], *, stuck: bool
+) -> tuple[list[dict[str, Any]], dict[str, Exception]]:
+    """Every lease for itself: what one of them refuses does not stop the others."""
+    from gateway.cli.opened import opened_service
+    from leases.errors import Failure
+
+    moved: list[dict[str, Any]] = []
+    refused: dict[str, Exception] = {}
+    async with opened_service(settings) as service:
+        if stuck:
+            prefixes = await service.listing.stuck_ids()
+        for prefix in prefixes:
+            try:
+                mpack_id = await service.listing.resolve(prefix)
+                await work(service, mpack_id)
+                moved.append(await service.listing.lease(mpack_id))
+            except Failure as failure:
+                refused[prefix] = failure
+    return moved, refused

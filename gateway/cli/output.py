@@ -8,22 +8,33 @@ from datetime import datetime
 from typing import Any
 
 import click
-import msgspec
-
-from gateway.wire.render import rfc3339
 
 
 def print_json(value: Any) -> None:
     """One JSON document."""
+    import msgspec
+
     text = msgspec.json.format(msgspec.json.encode(_plain(value)), indent=2)
     click.echo(text.decode())
+
+
+def line_of(value: Any) -> str:
+    """One JSON document on one line, for streams of them."""
+    import msgspec
+
+    return msgspec.json.encode(_plain(value)).decode()
+
+
+def print_line(value: Any) -> None:
+    """One JSON document on one line."""
+    click.echo(line_of(value))
 
 
 def print_pairs(pairs: Mapping[str, Any]) -> None:
     """A map as lines: name, value."""
     width = max((len(name) for name in pairs), default=0)
     for name, value in pairs.items():
-        click.echo(f"{name:<{width}}  {_shown(value)}".rstrip())
+        click.echo(f"{name:<{width}}  {shown(value)}".rstrip())
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -33,7 +44,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Non
         return
     click.echo("\t".join(columns))
     for row in rows:
-        click.echo("\t".join(_shown(row[name]) for name in columns))
+        click.echo("\t".join(shown(row[name]) for name in columns))
 
 
 def _draw(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -42,11 +53,14 @@ def _draw(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
 
     table = Table(*columns, box=None, header_style="bold")
     for row in rows:
-        table.add_row(*(_shown(row[name]) for name in columns))
+        table.add_row(*(shown(row[name]) for name in columns))
     Console().print(table)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as a person reads it."""
+    from gateway.wire.render import rfc3339
+
     if value is None:
         return "-"
     if isinstance(value, datetime):
@@ -55,6 +69,8 @@ def _shown(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
+    from gateway.wire.render import rfc3339
+
     if isinstance(value, datetime):
         return rfc3339(value)
     if isinstance(value, Mapping):

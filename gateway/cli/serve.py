@@ -9,10 +9,11 @@ import click
 
 from gateway.cli.exits import Exit, run
 from gateway.cli.options import database_url_option, settings_of
-from gateway.settings import Settings
 
 if TYPE_CHECKING:
     import uvicorn
+
+    from gateway.settings import Settings
 
 
 @click.command()

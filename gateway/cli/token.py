@@ -2,53 +2,30 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway.cli.exits import run
-from gateway.cli.options import database_url_option, settings_of
-from gateway.settings import Settings
-from leases.clock import SystemClock
+from gateway.cli.exits import Exit, run
+from gateway.cli.moments import Moment
+from gateway.cli.options import database_url_option, json_option, settings_of
+from gateway.cli.output import print_json, print_rows
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
 
 _SCOPES = ("read", "push", "admin")
-_LIFE = re.compile(r"(\d{1,6})([mhdw])\Z", re.ASCII)
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-class Expiry(click.ParamType[datetime]):
-    """A life such as 12h or 30d, or a moment with its zone."""
-
-    name = "expiry"
-
-    def convert(
-        self, value: str | datetime, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        now = SystemClock().now()
-        if found := _LIFE.match(value):
-            moment = now + timedelta(**{_UNITS[found[2]]: int(found[1])})
-        else:
-            moment = self._moment(value, param, ctx)
-        if moment <= now:
-            self.fail("it lies in the past", param, ctx)
-        return moment
-
-    def _moment(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail("it is written 30d, 12h, or 2027-01-31T12:00:00Z", param, ctx)
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+_LISTS = ("scopes", "repos")
+_COLUMNS = (
+    *("token_id", "name", "scopes", "repos", "created_at", "expires_at", "last_used_at"),
+    "revoked_at",
+)
 
 
 @click.group()
 def token() -> None:
-    """Make and revoke API tokens."""
+    """Make, list and revoke API tokens."""
 
 
 @token.command()
@@ -61,8 +38,11 @@ def token() -> None:
     "--repo", "repos", multiple=True, metavar="OWNER/SLUG",
     help="Good for this repo alone. May be repeated.",
 )  # fmt: skip
-@click.option("--expires", type=Expiry(), metavar="WHEN", help="After 30d, 12h, or at a moment.")
+@click.option(
+    "--expires", type=Moment(past=False), metavar="WHEN", help="After 30d, 12h, or at a moment."
+)
 @database_url_option
+@json_option
 def create(
     *,
     name: str,
@@ -70,11 +50,15 @@ def create(
     repos: tuple[str, ...],
     expires: datetime | None,
     database_url: str | None,
+    as_json: bool,
 ) -> None:
     """Make a token and print it, this once: it is kept nowhere."""
     settings = settings_of(database_url)
     secret, token_id = run(_create(settings, name, scopes, repos=repos, expires=expires))
-    click.echo(secret)
+    if as_json:
+        print_json({"token_id": token_id, "secret": secret})
+    else:
+        click.echo(secret)
     click.echo(f"Token {token_id} is made; it is not shown again.", err=True)
 
 
@@ -99,18 +83,50 @@ async def _create(
     return issued.secret, issued.token_id
 
 
-@token.command()
-@click.argument("token_id")
+@token.command("list")
+@click.option("--all", "ended", is_flag=True, help="Also those that are revoked or expired.")
 @database_url_option
-def revoke(token_id: str, database_url: str | None) -> None:
-    """End a token now."""
-    run(_revoke(settings_of(database_url), token_id))
-    click.echo(f"Token {token_id} is revoked.", err=True)
+@json_option
+def list_(*, ended: bool, database_url: str | None, as_json: bool) -> None:
+    """List the tokens, without their secrets: nobody has those."""
+    found = run(_list(settings_of(database_url), ended=ended))
+    if as_json:
+        print_json({"tokens": found})
+    else:
+        shown = [row | {name: " ".join(row[name] or ()) for name in _LISTS} for row in found]
+        print_rows(shown, _COLUMNS if ended else _COLUMNS[:-1])
+    if not found:
+        click.echo("No token matched.", err=True)
+        raise SystemExit(Exit.NOTHING_MATCHED)
 
 
-async def _revoke(settings: Settings, token_id: str) -> None:
+async def _list(settings: Settings, *, ended: bool) -> list[dict[str, Any]]:
     from gateway.auth import Tokens
     from gateway.cli.opened import opened_database
 
     async with opened_database(settings) as database:
-        await Tokens(database).revoke(token_id)
+        return await Tokens(database).all(ended=ended)
+
+
+@token.command()
+@click.argument("token_id")
+@database_url_option
+@json_option
+def revoke(token_id: str, *, database_url: str | None, as_json: bool) -> None:
+    """End a token now; the beginning of its id is enough if it is the only one."""
+    revoked = run(_revoke(settings_of(database_url), token_id))
+    if as_json:
+        print_json({"token_id": revoked})
+    else:
+        click.echo(f"Token {revoked} is revoked.", err=True)
+
+
+async def _revoke(settings: Settings, prefix: str) -> str:
+    from gateway.auth import Tokens
+    from gateway.cli.opened import opened_database
+
+    async with opened_database(settings) as database:
+        tokens = Tokens(database)
+        token_id = await tokens.resolve(prefix)
+        await tokens.revoke(token_id)
+        return token_id

@@ -32,6 +32,13 @@ _BY_ID = text(
 _INSERT = text("""
 INSERT INTO repos (repo_id, owner, slug, visibility) VALUES (:repo_id, :owner, :slug, :visibility)
 ON CONFLICT (owner, slug) DO NOTHING RETURNING repo_id""")
+_LIST = """
+SELECT repo_id, owner || '/' || slug AS name, visibility, created_at, pushed_at, deleted_at
+  FROM repos WHERE ($1::text IS NULL OR owner = $1) AND ($2 OR deleted_at IS NULL)
+ ORDER BY owner, slug"""
+_DELETE = text("""
+UPDATE repos SET deleted_at = clock_timestamp()
+ WHERE repo_id = :repo_id AND deleted_at IS NULL RETURNING repo_id""")
 _HEADS = text("""
 SELECT name, head_commit_id FROM branches
  WHERE repo_id = :repo_id AND head_commit_id <> '' ORDER BY name""")
@@ -103,8 +110,15 @@ def default_branch(repo: Repo, heads: dict[str, str]) -> str:
     return min(heads)
 
 
+async def list_repos(
+    database: Database, *, owner: str | None = None, deleted: bool = False
+) -> list[dict[str, Any]]:
+    """Every repo by name, `owner/slug` as `name`; with `deleted` also those that `gc` waits for."""
+    return [dict(row) for row in await database.fetch(_LIST, owner, deleted)]
+
+
 class Repos:
-    """Makes repos; each making is an event."""
+    """Makes and deletes repos; each making and each deletion is an event."""
 
     def __init__(self, database: Database, log: EventLog) -> None:
         self._database = database
@@ -137,8 +151,35 @@ class Repos:
         )
         made = await self.find(owner=owner, slug=slug)
         if made is None:  # A deleted repo keeps its name until `gc` has removed what it held.
-            raise RepoMissing(owner=owner, slug=slug)
+            raise RepoMissing("This repository was deleted; its name is free after the next gc.")
         return made
+
+    async def delete(self, *, owner: str, slug: str, caller: Caller) -> Repo:
+        """Let nobody find the repo any more; what it held stays for `gc`.
+
+        Effects: one row changed, with its `repo.deleted`.
+        Errors:  RepoMissing.
+        """
+        found = await self.find(owner=owner, slug=slug)
+        if found is None:
+            raise RepoMissing(repo=f"{owner}/{slug}")
+        deleted = NewEvent(
+            stream=repo_stream(found.repo_id),
+            type="repo.deleted",
+            data={"owner": owner, "slug": slug},
+            expected_version=None,
+            actor=caller.actor,
+            request_id=caller.request_id,
+        )
+
+        async def work() -> None:
+            async with transaction(self._database) as connection:
+                gone = await connection.execute(_DELETE, {"repo_id": found.repo_id})
+                if gone.one_or_none() is not None:
+                    await self._log.append_in(connection, [deleted])
+
+        await tried_again(work)
+        return found
 
     async def _create(self, columns: dict[str, Any], *, caller: Caller) -> None:
         repo_id = new_mpack_id()

@@ -42,7 +42,10 @@ async def _on_own_connection() -> None:
 
 if context.is_offline_mode():
     context.configure(
-        url="postgresql://", target_metadata=metadata, literal_binds=True, include_object=_include
+        url="postgresql+asyncpg://",
+        target_metadata=metadata,
+        literal_binds=True,
+        include_object=_include,
     )
     with context.begin_transaction():
         context.run_migrations()

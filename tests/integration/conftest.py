@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.databases import NewDatabase
+from tests.integration.commands import Commands
 from tests.integration.gateways import LiveGateway, serving, settings_for
 
 
@@ -16,6 +18,13 @@ from tests.integration.gateways import LiveGateway, serving, settings_for
 async def live_gateway(database_url: str, tmp_path: Path) -> AsyncIterator[LiveGateway]:
     async with serving(settings_for(database_url, tmp_path / "data")) as gateway:
         yield gateway
+
+
+@pytest.fixture
+def commands(new_database: NewDatabase, tmp_path: Path) -> Iterator[Commands]:
+    """The command line, on a database and a store of this test's own."""
+    with new_database() as url:
+        yield Commands(url, tmp_path / "data")
 
 
 @pytest.fixture

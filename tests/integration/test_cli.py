@@ -11,109 +11,14 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
-import asyncpg
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from gateway.cli import main
-from gateway.service import Service
 from leases.errors import Unavailable
-from leases.ids import new_mpack_id
-from leases.lessor import Caller
-from leases.model import LeaseKind
-from tests.databases import NewDatabase, driver_url, run_apart
-from tests.integration.gateways import settings_for
-
-CALLER = Caller(actor="test")
-
-
-class Commands:
-    """Runs verbs against one database and one store."""
-
-    def __init__(self, database_url: str, data_dir: Path) -> None:
-        self.database_url, self.data_dir = database_url, data_dir
-        self.environ = {
-            "MPACK_DATABASE_URL": database_url,
-            "MPACK_DATA_DIR": str(data_dir),
-            "MPACK_LOG_FORMAT": "json",
-        }
-
-    def run(self, *args: str, exits: int = 0, **environ: str) -> Result:
-        result = CliRunner().invoke(main, args, env=self.environ | environ)
-        assert result.exit_code == exits, (result.output, result.exception)
-        return result
-
-    def json(self, *args: str, exits: int = 0) -> dict[str, object]:
-        value = json.loads(self.run(*args, "--json", exits=exits).stdout)
-        assert isinstance(value, dict)
-        return value
-
-    def grant(self, *, ended: bool = False) -> str:
-        """A lease with its blob, made by a service that has gone since; perhaps due already."""
-
-        async def work() -> str:
-            settings = settings_for(self.database_url, self.data_dir)
-            async with Service(settings, watch=False) as service:
-                lessor, mpack_id = service.engine.lessor, new_mpack_id()
-                lease = await lessor.reserve(
-                    mpack_id=mpack_id, kind=LeaseKind.PACK, repo_id="r", caller=CALLER
-                )
-                await service.store.put(lease.storage_key, b"pack")
-                await lessor.activate(
-                    mpack_id, sha256="0" * 64, size_bytes=4, ttl_seconds=300, caller=CALLER
-                )
-                if ended:
-                    await lessor.revoke(mpack_id, reason="test", caller=CALLER)
-                return mpack_id
-
-        return run_apart(work())
-
-    def sql(self, statement: str) -> object:
-        async def work() -> object:
-            connection = await asyncpg.connect(driver_url(self.database_url))
-            try:
-                return await connection.fetchval(statement)
-            finally:
-                await connection.close()
-
-        return run_apart(work())
-
-    def blobs(self) -> int:
-        folder = self.data_dir / "transient"
-        return sum(1 for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-
-
-@pytest.fixture
-def commands(new_database: NewDatabase, tmp_path: Path) -> Iterator[Commands]:
-    with new_database() as url:
-        yield Commands(url, tmp_path / "data")
-
-
-def test_help_names_every_verb_without_importing_one() -> None:
-    code = (
-        "import sys; from gateway.cli import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'sqlalchemy', 'asyncpg', 'starlette', 'alembic', 'uvicorn'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for verb in (
-        "serve",
-        "dev",
-        "demo",
-        "db",
-        "token",
-        "repo",
-        "lease",
-        "sweep",
-        "audit",
-        "config",
-    ):
-        assert re.search(rf"^  {verb} ", done.stdout, re.MULTILINE), verb
+from tests.integration.commands import Commands
 
 
 def test_without_a_database_a_sentence_says_so() -> None:

@@ -11,7 +11,7 @@ from leases.database import Database
 from leases.engine import LeaseEngine
 from leases.ids import mpack_id_time, new_mpack_id
 from leases.lessor import Caller
-from leases.model import LeaseState, Outcome, RecordReclaim, Trigger, storage_key
+from leases.model import LeaseState, Trigger, storage_key
 from leases.reconcile import Finding, Verdict, judge
 from tests.fakes import ListingStore, MemoryStore
 from tests.invariants import check_invariants
@@ -151,9 +151,9 @@ async def test_one_id_below_two_logs_is_two_blobs(engine: LeaseEngine, store: Li
 async def test_a_forgotten_leases_blob_is_a_finding(
     engine: LeaseEngine, store: ListingStore
 ) -> None:
-    lease = await granted(engine, ttl_seconds=60)
-    command = RecordReclaim(outcome=Outcome.FORGOTTEN, trigger=Trigger.COMMAND, reason="test")
-    await engine.lessor.carry_out(lease.mpack_id, command, caller=Caller(actor="operator"))
+    lease = await granted(engine)
+    await due(engine.database, lease)
+    await engine.lessor.forget(lease.mpack_id, reason="test", caller=Caller(actor="operator"))
     result = await engine.reconciler.run_once()
     assert result.findings == [(Finding.FORGOTTEN_BLOB, lease.storage_key)]
     assert lease.storage_key in store.blobs

@@ -20,6 +20,7 @@ from leases.model import (
     LeaseRenewed,
     LeaseReserved,
     LeaseResidueDeleted,
+    LeaseRetried,
     LeaseRevoked,
     LeaseStuck,
     Outcome,
@@ -103,6 +104,7 @@ STORED: dict[str, tuple[Event, str]] = {
             '"storage_key":"transient/l/m"}'
         ),
     ),
+    "lease.retried": (LeaseRetried(attempts=9), '{"attempts":9}'),
     "lease.residue_deleted": (LeaseResidueDeleted(found_bytes=7), '{"found_bytes":7}'),
 }
 

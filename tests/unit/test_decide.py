@@ -15,6 +15,7 @@ from leases.model import (
     Command,
     Event,
     ExtendReservation,
+    ForgetLease,
     Lease,
     LeaseActivated,
     LeaseAdopted,
@@ -24,6 +25,7 @@ from leases.model import (
     LeaseRenewed,
     LeaseReserved,
     LeaseResidueDeleted,
+    LeaseRetried,
     LeaseRevoked,
     LeaseState,
     LeaseStuck,
@@ -33,6 +35,7 @@ from leases.model import (
     RecordResidue,
     RenewLease,
     ReserveLease,
+    RetryLease,
     RevokeLease,
     Trigger,
     storage_key,
@@ -62,7 +65,8 @@ ACTIVATE = ActivateLease(
 RENEW = RenewLease(ttl_seconds=300, guard_seconds=15, grace_seconds=5, lease_life_max_seconds=DAY)
 REVOKE = RevokeLease(reason="asked for")
 RECLAIM = RecordReclaim(outcome=Outcome.DELETED, trigger=Trigger.ALARM)
-FORGET = RecordReclaim(outcome=Outcome.FORGOTTEN, trigger=Trigger.COMMAND, reason="lost bucket")
+FORGET = ForgetLease(reason="lost bucket")
+RETRY = RetryLease(attempts=3)
 FAIL = RecordFailure(error="it broke", attempts=1, noted_before=False, stuck_after_attempts=8)
 RESIDUE = RecordResidue(size_bytes=7)
 
@@ -78,6 +82,7 @@ ACTIVE = after(RESERVED, ACTIVATE, at(10))  # expires at 310, deleted at 315
 REVOKED = after(ACTIVE, REVOKE, at(20))
 STUCK = after(ACTIVE, replace(FAIL, attempts=8), at(400))
 RECLAIMED = after(ACTIVE, RECLAIM, at(316))
+FORGOTTEN = after(STUCK, FORGET, at(500))
 
 TABLE: dict[str, tuple[Lease | None, Command, float, tuple[Event, ...] | type[Exception]]] = {
     "reserve nothing": (
@@ -240,20 +245,27 @@ TABLE: dict[str, tuple[Lease | None, Command, float, tuple[Event, ...] | type[Ex
         ),
     ),
     "reclaim twice": (RECLAIMED, RECLAIM, 320, ()),
-    "forget before the deadline": (
-        ACTIVE,
+    "forget before the deadline": (ACTIVE, FORGET, 20, InvalidRequest),
+    "forget": (
+        STUCK,
         FORGET,
-        20,
+        316,
         (
             LeaseReclaimed(
                 outcome=Outcome.FORGOTTEN,
                 trigger=Trigger.COMMAND,
-                reclaimed_at=at(20),
-                lateness_ms=0,
+                reclaimed_at=at(316),
+                lateness_ms=1000,
                 reason="lost bucket",
             ),
         ),
     ),
+    "forget twice": (FORGOTTEN, FORGET, 520, ()),
+    "forget what was deleted": (RECLAIMED, FORGET, 320, LeaseEnded),
+    "retry": (STUCK, RETRY, 500, (LeaseRetried(attempts=3),)),
+    "retry what never failed": (ACTIVE, replace(RETRY, attempts=0), 500, ()),
+    "retry before the deadline": (ACTIVE, RETRY, 20, InvalidRequest),
+    "retry what ended": (FORGOTTEN, RETRY, 520, LeaseEnded),
     "fail the first time": (ACTIVE, FAIL, 316, (LeaseCleanupFailed(error="it broke"),)),
     "fail again": (ACTIVE, replace(FAIL, attempts=2, noted_before=True), 316, ()),
     "fail so often that it is stuck": (
@@ -281,7 +293,9 @@ def test_decide(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [EXTEND, RENEW, REVOKE, RECLAIM, FAIL, RESIDUE], ids=lambda c: type(c).__name__
+    "command",
+    [EXTEND, RENEW, REVOKE, RECLAIM, FORGET, RETRY, FAIL, RESIDUE],
+    ids=lambda c: type(c).__name__,
 )
 def test_a_command_to_nothing_is_refused(command: Command) -> None:
     with pytest.raises(LeaseMissing):
@@ -303,6 +317,8 @@ def test_an_id_from_the_future_is_adopted_as_if_made_now() -> None:
         (RESERVED, EXTEND, Guards(not_after=at(600), no_claim=True)),
         (ACTIVE, RENEW, Guards(not_after=at(295), no_claim=True)),
         (ACTIVE, REVOKE, Guards(no_claim=True)),
+        (STUCK, FORGET, Guards(no_claim=True)),
+        (STUCK, RETRY, Guards(no_claim=True)),
         (ACTIVE, RECLAIM, Guards()),
     ],
     ids=lambda value: type(value).__name__,
@@ -317,8 +333,9 @@ def test_the_fold_of_a_whole_life() -> None:
     renewed = after(ACTIVE, RENEW, at(200))
     failed = after(renewed, FAIL, at(506))
     stuck = after(failed, replace(FAIL, attempts=8), at(600))
-    ended = after(stuck, RECLAIM, at(700))
-    assert (failed.stuck, stuck.stuck, ended.stuck) == (False, True, False)
+    retried = after(stuck, RETRY, at(650))
+    ended = after(retried, RECLAIM, at(700))
+    assert (failed.stuck, stuck.stuck, retried.stuck, ended.stuck) == (False, True, True, False)
     assert after(ended, RESIDUE, at(800)) == replace(ended, version=ended.version + 1)
     assert ended == Lease(
         mpack_id="m",
@@ -335,7 +352,7 @@ def test_the_fold_of_a_whole_life() -> None:
         reclaimed_at=at(700),
         outcome=Outcome.DELETED,
         lateness_ms=195_000,
-        version=6,
+        version=7,
     )
 
 

@@ -1,0 +1,72 @@
+"""`mpack-gateway healthcheck`: is the gateway beside this command serving? For containers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gateway.cli.exits import Exit
+from gateway.cli.options import json_option
+from gateway.cli.output import print_json, print_pairs
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  as they are set
+_ANSWER_BYTES_MAX = 65_536
+
+
+@click.command()
+@click.option("--url", metavar="URL", help="Ask this one instead of MPACK_HOST and MPACK_PORT.")
+@click.option("--live", is_flag=True, help="Only whether the process answers, not its database.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0.1), default=5.0, show_default=True, metavar="SECONDS",
+    help="Wait so long.",
+)  # fmt: skip
+@json_option
+def healthcheck(*, url: str | None, live: bool, timeout: float, as_json: bool) -> None:
+    """Ask /readyz; exit code 75 when it does not answer, or says that it cannot serve."""
+    from gateway.cli.options import settings_of
+
+    base = url.rstrip("/") if url else _own_address(settings_of())
+    status, answer = _ask(base + ("/livez" if live else "/readyz"), timeout)
+    if as_json:
+        print_json(answer)
+    else:
+        checks = answer.get("checks") or {}
+        print_pairs(
+            {"status": answer["status"]} | {name: one["status"] for name, one in checks.items()}
+        )
+    if status != 200:
+        raise SystemExit(Exit.TRY_LATER)
+
+
+def _own_address(settings: Settings) -> str:
+    host = _EVERYWHERE.get(settings.host, settings.host)
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def _ask(url: str, timeout: float) -> tuple[int, dict[str, Any]]:
+    """The status and the answer; 0 where there is none."""
+    import json
+    import urllib.error
+    import urllib.request
+
+    if not url.startswith(("http://", "https://")):
+        raise click.BadParameter("a URL begins with http:// or https://", param_hint="--url")
+    # Whatever proxy the environment names, this gateway is not behind it.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=timeout) as answer:
+            return answer.status, json.loads(answer.read(_ANSWER_BYTES_MAX))
+    except urllib.error.HTTPError as refused:
+        try:
+            return refused.code, {"status": "unavailable"} | json.loads(
+                refused.read(_ANSWER_BYTES_MAX)
+            )
+        except ValueError:
+            return refused.code, {"status": "unavailable"}
+    except (OSError, ValueError) as error:
+        click.echo(f"{url} does not answer ({type(error).__name__}).", err=True)
+        return 0, {"status": "no answer"}
