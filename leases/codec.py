@@ -21,6 +21,7 @@ SCHEMA_VERSION = 1
 JSON = str | int | float | bool | None | list["JSON"] | Mapping[str, "JSON"]
 
 _BY_TYPE: dict[str, type[Any]] = {kind.type: kind for kind in get_args(Event)}
+_FIELDS = {name: tuple(field.name for field in fields(kind)) for name, kind in _BY_TYPE.items()}
 _HINTS: dict[str, dict[str, Any]] = {name: get_type_hints(kind) for name, kind in _BY_TYPE.items()}
 
 
@@ -33,16 +34,16 @@ def dump(data: Mapping[str, Any]) -> str:
 
 def instant(moment: datetime) -> str:
     """RFC 3339 in UTC with six digits, so that texts sort as the times do."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def encode(event: Event) -> dict[str, JSON]:
     """The event's fields as JSON values; absent values are left out."""
     data: dict[str, JSON] = {}
-    for field in fields(event):
-        value = getattr(event, field.name)
+    for name in _FIELDS[event.type]:
+        value = getattr(event, name)
         if value is not None:
-            data[field.name] = instant(value) if isinstance(value, datetime) else value
+            data[name] = instant(value) if isinstance(value, datetime) else value
     return data
 
 
@@ -61,14 +62,13 @@ def decode(type_: str, schema_version: int, data: str) -> Event:
     kind = _BY_TYPE.get(type_)
     if kind is None or schema_version != SCHEMA_VERSION:
         raise LogCorrupt("This event's form is unknown.", type=type_, schema_version=schema_version)
-    known = {field.name for field in fields(kind)}
     hints = _HINTS[type_]
     try:
         event: Event = kind(
             **{
                 name: _decode_value(hints[name], value)
                 for name, value in json.loads(data).items()
-                if name in known
+                if name in _FIELDS[type_]
             }
         )
     except (ValueError, TypeError, AttributeError) as error:

@@ -5,7 +5,7 @@ Nothing here touches a blob. Whoever holds the answer acts after the commit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
@@ -37,11 +37,8 @@ from leases.ports import BlobStore, signing_end
 _DECISIONS_MAX = 5
 
 # The fold columns, in the order of schema.sql without last_position.
-LEASE_COLUMNS = (
-    "mpack_id, kind, repo_id, object_id, storage_key, cache_key, state, sha256, size_bytes,"
-    " granted_at, activated_at, expires_at, delete_at, revoked_at, stuck, reclaimed_at, outcome,"
-    " lateness_ms, version"
-)
+_LEASE_FIELDS = tuple(field.name for field in fields(Lease))
+LEASE_COLUMNS = ", ".join(_LEASE_FIELDS)
 _LOAD = (
     f"SELECT clock_timestamp() AS now, {LEASE_COLUMNS}"
     " FROM (SELECT 1) AS one LEFT JOIN mpack_leases ON mpack_id = $1"
@@ -65,7 +62,7 @@ class Caller:
 
 def lease_of(row: Any) -> Lease:
     """A row that has the fold columns, as a value."""
-    values = {name.strip(): row[name.strip()] for name in LEASE_COLUMNS.split(",")}
+    values = {name: row[name] for name in _LEASE_FIELDS}
     values["kind"] = LeaseKind(values["kind"])
     values["state"] = LeaseState(values["state"])
     values["outcome"] = None if values["outcome"] is None else Outcome(values["outcome"])

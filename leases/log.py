@@ -171,6 +171,9 @@ class EventLog:
         """
         assert 0 < len(events) <= EVENTS_PER_CALL_MAX
         assert len({event.stream for event in events}) == len(events), "one event per stream"
+        return await self._enqueue(events)
+
+    def _enqueue(self, events: Sequence[NewEvent]) -> asyncio.Future[Sequence[Recorded]]:
         if self._waiting_events + len(events) > EVENTS_WAITING_MAX:
             raise DatabaseUnavailable("Too many events wait for the database; try again shortly.")
         if self._ended:
@@ -179,14 +182,14 @@ class EventLog:
         self._waiting.append(group)
         self._waiting_events += len(events)
         self._wake.set()
-        return await group.done
+        return group.done
 
     async def append_each(
         self, events: Sequence[NewEvent]
     ) -> list[Sequence[Recorded] | BaseException]:
         """Append each for itself: losers are answered with their exception, the rest stand."""
         return await asyncio.gather(
-            *(self.append([event]) for event in events), return_exceptions=True
+            *[self._enqueue([event]) for event in events], return_exceptions=True
         )
 
     async def append_in(
