@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.routing import BaseRoute
+from starlette.routing import Route
 
 from gateway.middleware import BodyLimit, RequestContext
 from gateway.routes.access import Access
@@ -18,6 +18,7 @@ from gateway.routes.blobs import blob_routes
 from gateway.routes.fetch import fetch_routes
 from gateway.routes.health import health_routes
 from gateway.routes.leases import lease_routes
+from gateway.routes.metrics import metrics_routes
 from gateway.routes.push import push_routes
 from gateway.routes.refs import refs_routes
 from gateway.service import Service
@@ -34,11 +35,17 @@ def create_app(settings: Settings) -> Starlette:
         async with service:
             yield
 
+    routes = routes_of(service)
     app = Starlette(
-        routes=routes_of(service),
+        routes=routes,
         lifespan=lifespan,
         middleware=[
-            Middleware(RequestContext, clock=service.clock),
+            Middleware(
+                RequestContext,
+                clock=service.clock,
+                metrics=service.metrics,
+                routes={route.endpoint: route.path for route in routes},
+            ),
             Middleware(
                 BodyLimit,
                 bytes_max=max(settings.wire.body_bytes_max, settings.wire.ids_body_bytes_max),
@@ -54,7 +61,7 @@ def create_app(settings: Settings) -> Starlette:
     return app
 
 
-def routes_of(service: Service) -> list[BaseRoute]:
+def routes_of(service: Service) -> list[Route]:
     """Every address there is. The fixed ones come first: `/v1/leases` is no repo."""
     access = Access(
         service.tokens,
@@ -64,6 +71,7 @@ def routes_of(service: Service) -> list[BaseRoute]:
     )
     return [
         *health_routes(service),
+        *metrics_routes(service),
         *lease_routes(access, service.listing, service.repos),
         # The URLs of other stores lead to them.
         *(blob_routes(service.store) if isinstance(service.store, LocalStore) else []),

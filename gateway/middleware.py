@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import BodyTooSlow, MethodNotAllowed, TooLarge, answer_for
+from gateway.metrics import Metrics
 from gateway.wire.render import render
 from leases.errors import Failure, InvalidRequest, NotFound, Unavailable
 from leases.ids import new_token
@@ -26,17 +27,25 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z", re.ASCII)
 _DRAIN_BYTES_MAX = 64 * 1024 * 1024  # A refused body is read on for so long ...
 _DRAIN_SECONDS_MAX = 5.0  # ... so that the sender gets to read why.
 _HUNG_UP = 499  # For the log alone: there was nobody left to answer.
-_QUIET_PATHS = frozenset({"/livez", "/readyz"})
+_QUIET_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
+EVENT_STREAM = "text/event-stream"
 
 _log = structlog.get_logger(__name__)
 
 
 class RequestContext:
-    """Gives each request an id, one line in the log, and an answer whatever happens."""
+    """Gives each request an id, one line in the log, and an answer whatever happens.
 
-    def __init__(self, app: ASGIApp, *, clock: Clock) -> None:
+    `routes` names the endpoints' addresses, with their parameters' names and not their values.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, clock: Clock, metrics: Metrics, routes: Mapping[object, str]
+    ) -> None:
         self._app = app
         self._clock = clock
+        self._metrics = metrics
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,7 +53,8 @@ class RequestContext:
             return
         request_id = _request_id(Headers(scope=scope))
         scope.setdefault("state", {})["request_id"] = request_id
-        exchange = _Exchange(scope, send, request_id, started=self._clock.monotonic())
+        started = self._clock.monotonic()
+        exchange = _Exchange(scope, send, request_id)
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, exchange.send)
@@ -56,27 +66,45 @@ class RequestContext:
                     raise  # The server cuts the connection: nobody takes half for the whole.
                 await answer_error(error, Request(scope, receive, exchange.send))
             finally:
-                exchange.summarise(self._clock.monotonic())
+                seconds = self._clock.monotonic() - started
+                route = self._routes.get(scope.get("endpoint"), "(none)")
+                exchange.summarise(seconds)
+                exchange.count(self._metrics, route=route, seconds=seconds)
 
 
 class _Exchange:
     """One request and what was answered."""
 
-    def __init__(self, scope: Scope, send: Send, request_id: str, *, started: float) -> None:
+    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
         self._scope, self._send = scope, send
-        self._request_id, self._started = request_id, started
+        self._request_id = request_id
         self.status = 0
+        self._is_stream = False
         self._bytes = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)["X-Request-Id"] = self._request_id
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = self._request_id
+            self._is_stream = headers.get("content-type", "").startswith(EVENT_STREAM)
         elif message["type"] == "http.response.body":
             self._bytes += len(message.get("body", b""))
         await self._send(message)
 
-    def summarise(self, now: float) -> None:
+    def count(self, metrics: Metrics, *, route: str, seconds: float) -> None:
+        if self._is_stream:
+            metrics.stream_done(route=route, answer_bytes=self._bytes)
+            return
+        metrics.request_done(
+            method=self._scope["method"],
+            route=route,
+            status=self.status or 500,
+            seconds=seconds,
+            answer_bytes=self._bytes,
+        )
+
+    def summarise(self, seconds: float) -> None:
         path = self._scope["path"]
         say = _log.debug if path in _QUIET_PATHS and self.status == 200 else _log.info
         say(
@@ -84,7 +112,7 @@ class _Exchange:
             method=self._scope["method"],
             path=path,  # Without the query: it may hold a signature.
             status=self.status,
-            duration_ms=round((now - self._started) * 1000, 1),
+            duration_ms=round(seconds * 1000, 1),
             answer_bytes=self._bytes,
         )
 

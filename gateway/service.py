@@ -19,12 +19,15 @@ from starlette.datastructures import Secret
 
 from gateway.auth import Tokens
 from gateway.lease_listing import LeaseListing
+from gateway.metrics import Metrics
+from gateway.metrics_state import StateCollector, StatsCache
 from gateway.packs.fetch import PackService
 from gateway.packs.push import PushService
 from gateway.packs.repos import Repos
 from gateway.packs.segments import SegmentWriter
 from gateway.settings import Settings, database_dsn
 from gateway.storage.local import LocalStore
+from gateway.storage.timed import TimedStore
 from leases.clock import SystemClock
 from leases.database import Database, translate
 from leases.engine import LeaseEngine
@@ -51,28 +54,34 @@ class Service:
     def __init__(self, settings: Settings, *, watch: bool = True) -> None:
         self.settings = settings
         self.clock = SystemClock()
-        self.database = Database(make_engine(settings.database_url, settings))
+        self.metrics = Metrics(self.clock)
+        self.database = Database(
+            make_engine(settings.database_url, settings), observer=self.metrics
+        )
         # The engine is made from the store, so its clock is asked for when it is needed.
         self.store = make_store(settings, clock=lambda: self.engine.database_clock.now())  # noqa: PLW0108
+        timed = TimedStore(self.store, self.metrics, monotonic=self.clock.monotonic)
         steps = steps_of(settings.crash_at)
         direct_url = settings.database_direct_url
         self.engine = LeaseEngine(
             self.database,
-            self.store,
+            timed,
             settings.lease,
             clock=self.clock,
             steps=steps,
             watch=watch,
             direct=None if direct_url is None else Database(make_engine(direct_url, settings)),
+            observer=self.metrics,
         )
         self.tokens = Tokens(self.database)
         self.repos = Repos(self.database, self.engine.log)
         self.listing = LeaseListing(self.database)
-        self.segments = SegmentWriter(self.database, self.store, steps)
+        self.segments = SegmentWriter(self.database, timed, steps)
         self.pushes = PushService(
             self.database, self.engine.log, self.segments, limits=settings.wire, steps=steps
         )
-        self.packs = PackService(self.engine, settings.pack, steps=steps)
+        self.packs = PackService(self.engine, settings.pack, steps=steps, observer=self.metrics)
+        self.stats_cache = StatsCache(self.database, self.clock)
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -82,6 +91,11 @@ class Service:
             await opening.enter_async_context(self.store)
             await opening.enter_async_context(self.engine)
             await opening.enter_async_context(self.packs)
+            await opening.enter_async_context(self.stats_cache)
+            # Only now is there anything to tell.
+            state = StateCollector(self.engine, self.stats_cache)
+            self.metrics.registry.register(state)
+            opening.callback(self.metrics.registry.unregister, state)
             self._open = opening.pop_all()
         return self
 

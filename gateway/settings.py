@@ -46,6 +46,7 @@ class Settings:
     body_timeout_seconds: float = 60
     bodies_bytes_max: int = 512 * MIB
     shutdown_timeout_seconds: int = 10
+    metrics_token: Secret | None = None
     crash_at: Step | None = None
     lease: LeasePolicy = field(default_factory=LeasePolicy)
     wire: WireLimits = field(default_factory=WireLimits)

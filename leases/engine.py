@@ -80,6 +80,7 @@ class LeaseEngine:
         self._watch = watch
         self._tasks: asyncio.TaskGroup | None = None
         self._running: list[asyncio.Task[None]] = []
+        self._workers: list[asyncio.Task[None]] = []
         self._swept = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -147,7 +148,9 @@ class LeaseEngine:
         if self._watch:
             jobs += [self.alarm.run(), self._start_up(), self._sweep_forever()]
             jobs += [self._reconcile_forever(), self._obey_forever()]
-            jobs += [self._work() for _ in range(self.policy.reap_workers)]
+            workers = (self._work() for _ in range(self.policy.reap_workers))
+            self._workers = [tasks.create_task(worker) for worker in workers]
+        self._running += self._workers
         for job in jobs:
             self._running.append(tasks.create_task(job))  # type: ignore[arg-type]
         await ready.wait()
@@ -166,6 +169,11 @@ class LeaseEngine:
                 task.cancel()
             await self._tasks.__aexit__(None, None, None)
             await self._machinery.close()
+
+    @property
+    def workers_running(self) -> int:
+        """How many reap workers live; none outside of `watch`."""
+        return sum(not worker.done() for worker in self._workers)
 
     def granted(self, lease: Lease) -> None:
         """Tell the alarm of a lease that this process has just granted, moved or revoked."""

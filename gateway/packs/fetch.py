@@ -25,6 +25,7 @@ from gateway.packs.clone_keys import CloneKeys
 from gateway.packs.deposit import Deposits
 from gateway.packs.inline import InlinePack, empty_pack, inline_of, read_back
 from gateway.packs.lacking import Lacking, Question, check_wanted, find_lacking
+from gateway.packs.observe import NOBODY, PackObserver
 from gateway.packs.plan import Counts, count_entities
 from gateway.packs.policy import PackPolicy
 from gateway.packs.sharing import Holding, OpenReader, PackSharing, Wish, check_inline
@@ -65,13 +66,19 @@ class PackService:
     """Answers fetches. An async context manager; enter it inside its engine."""
 
     def __init__(
-        self, engine: LeaseEngine, policy: PackPolicy | None = None, *, steps: Steps = no_steps
+        self,
+        engine: LeaseEngine,
+        policy: PackPolicy | None = None,
+        *,
+        steps: Steps = no_steps,
+        observer: PackObserver = NOBODY,
     ) -> None:
         self.policy = policy or PackPolicy()
         if problems := self.policy.problems():
             raise ValueError("; ".join(problems))
         self._engine = engine
         self._step = steps
+        self._observer = observer
         self.budget = SpoolBudget(self.policy.spool_bytes_max)
         self._builder = PackBuilder(engine.store, self.policy, self.budget)
         self._clone_keys = CloneKeys()
@@ -88,6 +95,7 @@ class PackService:
             policy=self.policy,
             budget=self.budget,
             steps=self._step,
+            observer=self._observer,
         )
         self._tasks = await asyncio.TaskGroup().__aenter__()
         self.sharing.tasks = self._tasks

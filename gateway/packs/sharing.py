@@ -20,6 +20,7 @@ from gateway.packs.deposit import Deposits
 from gateway.packs.flight import CallersGone, Deposited, Flight
 from gateway.packs.lacking import Lacking, Question, find_lacking
 from gateway.packs.manifest_rows import Reader
+from gateway.packs.observe import NOBODY, PackObserver, SlotAnswer
 from gateway.packs.plan import Counts, Plan, make_plan
 from gateway.packs.policy import PackPolicy
 from gateway.packs.slot_keeper import SlotKeeper
@@ -89,6 +90,7 @@ class PackSharing:
         policy: PackPolicy,
         budget: SpoolBudget,
         steps: Steps = no_steps,
+        observer: PackObserver = NOBODY,
     ) -> None:
         self._engine = engine
         self.slots = slots
@@ -96,6 +98,7 @@ class PackSharing:
         self._policy = policy
         self._budget = budget
         self._step = steps
+        self._observer = observer
         self._flights: dict[str, Flight] = {}
         self._keeper = SlotKeeper(slots, engine.clock, policy, steps=steps)
         self.turns = BuildTurns(policy)
@@ -111,14 +114,19 @@ class PackSharing:
         give_up_at = self._engine.clock.monotonic() + self._policy.slot_wait_seconds
         while True:
             flight = self._flights.get(cache_key)
+            asked = SlotAnswer.JOINED
             if flight is None:
                 slot = await self.slots.look(cache_key)
                 seen = slot.mpack_id if slot is not None and slot.published else None
                 usable = slot is not None and slot.published and slot.mpack_id not in gone
                 if usable and (holding := await self._hit(slot, wish)) is not None:
+                    self._observer.slot_asked(SlotAnswer.HIT)
                     return holding
                 # Somebody may have been quicker while this caller looked.
-                flight = self._flights.get(cache_key) or self._start(wish, cache_key, seen)
+                flight = self._flights.get(cache_key)
+                if flight is None:
+                    asked, flight = SlotAnswer.MISS, self._start(wish, cache_key, seen)
+            self._observer.slot_asked(asked)
             try:
                 deposited = await self._join(flight, wish)
             except TooLargeInline:
@@ -277,6 +285,7 @@ class PackSharing:
 
     async def _build(self, flight: Flight, wish: Wish, mpack_id: str) -> Deposited:
         async with self.turns.turn():
+            began = self._engine.clock.monotonic()
             try:
                 async with asyncio.timeout(self._policy.plan_seconds_max):
                     plan = await flight.plan()
@@ -292,9 +301,14 @@ class PackSharing:
             )
             sha256 = await self._deposits.build(plan, lease, wish.caller)
             await self._deposits.put(lease, plan.writer.spool, wish.caller)
-            return await self._deposits.activate(
+            deposited = await self._deposits.activate(
                 lease, plan, sha256=sha256, ttl_seconds=flight.ttl_seconds, caller=wish.caller
             )
+            self._observer.built(
+                size_bytes=deposited.lease.size_bytes or 0,
+                seconds=self._engine.clock.monotonic() - began,
+            )
+            return deposited
 
 
 def check_inline(size_bytes: int, policy: PackPolicy) -> None:

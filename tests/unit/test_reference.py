@@ -26,11 +26,13 @@ from gateway.client.errors import ClientError
 from gateway.embed import MpackAnswer
 from gateway.environment import NamedField, named_fields
 from gateway.errors import answer_for
+from gateway.metrics import Metrics
 from gateway.packs.push import PushResult
 from gateway.packs.segments import StoreResult
 from gateway.routes import leases as lease_routes
 from gateway.settings import Settings
 from gateway.wire import messages
+from leases.clock import SystemClock
 from leases.errors import Conflict, Failure
 from leases.model import Event
 from leases.reconcile import Finding
@@ -250,6 +252,32 @@ def test_conflicts_are_told_as_what_they_become() -> None:
         kind.code for kind in failures() if issubclass(kind, Conflict) and kind is not Conflict
     ]
     assert sorted(list(told_in("### Inside the process"))[:3]) == sorted(kinds)
+
+
+# Metrics. ----------------------------------------------------------------------------------------
+
+
+def test_every_metric_stands_there_with_its_kind_and_labels() -> None:
+    counted = {}
+    for family in Metrics(SystemClock()).registry.collect():
+        if family.name.startswith("mpack_"):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+            counted[name] = (family.type, labels)
+    told = {
+        row[0]: (row[1], codes(row[2])) for row in rows(part("## Metrics")) if row[0] != "metric"
+    }
+    for name, (kind, labels) in counted.items():
+        assert told[name][0] == kind, name
+        assert not labels or told[name][1] == labels, name
+    state = (TOP / "gateway/metrics_state.py").read_text()
+    read = {
+        text
+        for node in ast.walk(ast.parse(state))
+        if (text := text_of(node)) and re.fullmatch("mpack_[a-z_]+", text)
+    }
+    assert set(told) == set(counted) | read
+    assert all(told[name][0] == "gauge" for name in read)
 
 
 # Events, steps, log lines. -----------------------------------------------------------------------
