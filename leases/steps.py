@@ -1,4 +1,4 @@
-"""The named steps of a fetch, a push and a reap: every boundary where a crash could fall.
+"""The named steps of a fetch, a push, a reap and a `gc`: every boundary where a crash could fall.
 
 Code that crosses one says so by calling the `Steps` it was given. In production that does
 nothing; a crash test passes a function that kills the process at one of them.
@@ -30,6 +30,9 @@ class Step(StrEnum):
     BLOBS_DELETED = "reap.deleted"
     RECLAIMS_RECORDED = "reap.recorded"
     FAILURES_RECORDED = "reap.failures_recorded"
+    CONTENT_REMOVED = "gc.content_removed"
+    SEGMENTS_CONDEMNED = "gc.segments_condemned"
+    SEGMENTS_DELETED = "gc.segments_deleted"
 
 
 Steps = Callable[[Step], None]

@@ -25,6 +25,8 @@ _VERBS = {
     "audit": ("gateway.cli.audit", "audit", "Check the log and the lease table, and report."),
     "token": ("gateway.cli.token", "token", "Make, list and revoke API tokens."),
     "repo": ("gateway.cli.repo", "repo", "Make, list and delete repositories."),
+    "gc": ("gateway.cli.gc", "gc", "Remove content that no repository holds any more."),
+    "object": ("gateway.cli.object", "object_", "Take one object's bytes out of the store."),
     "db": ("gateway.cli.db", "db", "Migrate and check the database."),
     "config": ("gateway.cli.config", "config", "Look at the settings."),
     "healthcheck": ("gateway.cli.healthcheck", "healthcheck", "Ask a gateway whether it serves."),

@@ -1,7 +1,8 @@
 """What a push writes, in one transaction: a handful of statements, however many commits.
 
 Rows go in by `unnest`, in the order of their ids, so that two pushes of the same content lock them
-in the same order. What stands already stays as it is: equal ids mean equal content.
+in the same order. What stands already keeps its content, since equal ids mean equal content, but
+it is touched: `gc` then leaves it alone (gateway/packs/garbage.py).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SELECT id, branch, CAST(parents AS text[]), message, author, committed_at, snaps
               CAST(:messages AS text[]), CAST(:authors AS text[]), CAST(:times AS timestamptz[]),
               CAST(:snapshots AS text[]), CAST(:records AS bytea[]))
        AS new (id, branch, parents, message, author, committed_at, snapshot_id, record)
-ON CONFLICT DO NOTHING""")
+ON CONFLICT (commit_id) DO UPDATE SET branch = commits.branch""")
 _GRAPH = text("""
 INSERT INTO commit_graph (commit_id, parent_ids, generation, snapshot_id)
 SELECT id, CAST(parents AS text[]), generation, snapshot_id
@@ -43,7 +44,7 @@ SELECT id, manifest_blob, base, delta_blob, entry_count, COALESCE(created_at, no
   FROM unnest(CAST(:ids AS text[]), CAST(:manifests AS bytea[]), CAST(:bases AS text[]),
               CAST(:deltas AS bytea[]), CAST(:counts AS int[]), CAST(:times AS timestamptz[]))
        AS new (id, manifest_blob, base, delta_blob, entry_count, created_at)
-ON CONFLICT DO NOTHING""")
+ON CONFLICT (snapshot_id) DO UPDATE SET entry_count = snapshots.entry_count""")
 _INTRODUCTIONS = text("""
 INSERT INTO introductions (object_id, commit_id)
 SELECT * FROM unnest(CAST(:objects AS text[]), CAST(:commits AS text[]))

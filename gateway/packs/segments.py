@@ -4,13 +4,17 @@ The segment's row (`pending`) stands before its blob, and the blob before the ro
 a crash leaves a pending segment that nothing points to, never an index row without bytes. Storing
 a chunk again is safe: what an earlier try made known is skipped, and what it left pending is
 garbage for `gc`.
+
+`gc` may run at any time. It removes what it found unheld only if nobody has touched it since; so
+whoever relies on an object that stands already touches its row, in the transaction that makes it
+the repo's (gateway/packs/garbage.py tells the whole of it).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -18,13 +22,13 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.errors import Incomplete
+from gateway.errors import Incomplete, RepoMissing
 from gateway.packs.splice import entry_head
 from gateway.packs.transaction import transaction, tried_again
 from gateway.wire.ids import bare, object_id_of
 from gateway.wire.messages import PushObject
 from leases.database import Database
-from leases.errors import Failure, StoreUnavailable
+from leases.errors import Failure, StoreUnavailable, Unavailable
 from leases.ids import new_mpack_id
 from leases.lessor import Caller
 from leases.ports import BlobStore
@@ -39,30 +43,43 @@ HASH_INLINE_BYTES_MAX = 256 * 1024
 # row of other code, which has no segments row.
 _KNOWN = """
 SELECT DISTINCT i.entity_id FROM mpack_index i LEFT JOIN segments s USING (mpack_id)
- WHERE i.entity_type = 'object' AND i.entity_id = ANY($1::text[])
+ WHERE i.entity_type = 'object' AND i.entity_id = ANY({ids})
    AND s.state IS DISTINCT FROM 'pending'"""
+_KNOWN_STILL = text(_KNOWN.format(ids="CAST(:ids AS text[])"))
 _PENDING = "INSERT INTO segments (mpack_id, storage_key, state) VALUES ($1, $2, 'pending')"
-_MEMBERS = """
-INSERT INTO object_refs (repo_id, object_id) SELECT $1, unnest($2::text[]) ON CONFLICT DO NOTHING"""
-
+# The lock lasts to the commit: `gc` takes a deleted repo's row away only behind it.
+_REPO = text("""
+SELECT deleted_at IS NULL FROM repos WHERE repo_id = :repo FOR KEY SHARE""")
+# In the order of the ids, so that two pushes wait for each other but never in a circle.
+_TOUCH = text("""
+UPDATE objects SET path = objects.path
+  FROM (SELECT object_id FROM objects WHERE object_id = ANY(CAST(:ids AS text[]))
+         ORDER BY object_id FOR UPDATE) AS locked
+ WHERE objects.object_id = locked.object_id""")
 _OBJECTS = text("""
 INSERT INTO objects (object_id, path, size_bytes, storage_uri)
 SELECT object_id, path, size_bytes, :key
   FROM unnest(CAST(:ids AS text[]), CAST(:paths AS text[]), CAST(:sizes AS bigint[]))
        AS new (object_id, path, size_bytes)
-ON CONFLICT DO NOTHING""")
+ON CONFLICT (object_id) DO UPDATE SET storage_uri = excluded.storage_uri""")
 _INDEX = text("""
 INSERT INTO mpack_index (entity_type, entity_id, mpack_id, byte_offset, byte_length)
 SELECT 'object', entity_id, :segment, byte_offset, byte_length
   FROM unnest(CAST(:ids AS text[]), CAST(:offsets AS bigint[]), CAST(:lengths AS bigint[]))
        AS new (entity_id, byte_offset, byte_length)
 ON CONFLICT DO NOTHING""")
-_MEMBERS_TOO = text("""
+_MEMBERS = text("""
 INSERT INTO object_refs (repo_id, object_id) SELECT :repo, unnest(CAST(:ids AS text[]))
-ON CONFLICT DO NOTHING""")
+ON CONFLICT DO NOTHING RETURNING object_id""")
 _LIVE = text("""
 UPDATE segments SET state = 'live', size_bytes = :size_bytes, sha256 = :sha256
- WHERE mpack_id = :segment""")
+ WHERE mpack_id = :segment AND codec <> 'condemned' RETURNING mpack_id""")
+# `gc` is never faster than a push twice; a third time would be somebody who deletes by hand.
+_TRIES_MAX = 3
+
+
+class _Vanished(Exception):
+    """`gc` took something away that this chunk relied on: look again, and store it too."""
 
 
 def segment_key(segment_id: str) -> str:
@@ -134,12 +151,22 @@ class SegmentWriter:
         ids = list(chunk.contents)
         if not ids:
             return StoreResult(stored=0, skipped=0)
-        rows = await self._database.fetch(_KNOWN, ids)
+        for _ in range(_TRIES_MAX):
+            try:
+                return await self._store_unknown(repo_id, chunk, caller)
+            except _Vanished:
+                continue
+        raise Unavailable("What this push relies on is being removed; try again shortly.")
+
+    async def _store_unknown(self, repo_id: str, chunk: Chunk, caller: Caller) -> StoreResult:
+        ids = list(chunk.contents)
+        rows = await self._database.fetch(_KNOWN.format(ids="$1::text[]"), ids)
         known = {row["entity_id"] for row in rows}
         new = {key: content for key, content in chunk.contents.items() if key not in known}
+        share = _Share(repo_id=repo_id, ids=ids, known=known)
         if new:
             new_chunk = Chunk(contents=new, paths=chunk.paths)
-            segment_id = await self._write_segment(repo_id, new_chunk, all_ids=ids)
+            segment_id = await self._write_segment(share, new_chunk)
             _log.info(
                 "segment_stored",
                 segment_id=segment_id,
@@ -149,10 +176,15 @@ class SegmentWriter:
                 request_id=caller.request_id,
             )
         else:
-            await self._database.execute(_MEMBERS, repo_id, ids)
+
+            async def join() -> None:
+                async with transaction(self._database) as connection:
+                    await _take_share(connection, share)
+
+            await tried_again(join)
         return StoreResult(stored=len(new), skipped=len(known))
 
-    async def _write_segment(self, repo_id: str, new: Chunk, *, all_ids: list[str]) -> str:
+    async def _write_segment(self, share: _Share, new: Chunk) -> str:
         segment_id = new_mpack_id()
         key = segment_key(segment_id)
         segment = await _offloaded(new.contents)
@@ -165,8 +197,9 @@ class SegmentWriter:
         async def make_live() -> None:
             async with transaction(self._database) as connection:
                 await _insert(connection, segment_id, new=new, segment=segment)
-                await connection.execute(_MEMBERS_TOO, {"repo": repo_id, "ids": all_ids})
-                await connection.execute(_LIVE, live)
+                await _take_share(connection, share)
+                if (await connection.execute(_LIVE, live)).one_or_none() is None:
+                    raise _Vanished  # It stood pending for so long that `gc` gave it up.
 
         await tried_again(make_live)  # Every statement of it may run twice.
         self._step(Step.SEGMENT_LIVE)
@@ -179,6 +212,35 @@ class SegmentWriter:
             raise
         except Exception as error:  # Whatever a host's backend raises is its failure (ports.py).
             raise StoreUnavailable(cause=type(error).__name__) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Share:
+    """What a repo shall hold: these objects, of which some were known before."""
+
+    repo_id: str
+    ids: Sequence[str]
+    known: Collection[str]
+
+
+async def _take_share(connection: AsyncConnection, share: _Share) -> None:
+    """Make the objects the repo's, and make sure that those it relies on are there to stay.
+
+    Errors: RepoMissing; _Vanished.
+    """
+    repo = (await connection.execute(_REPO, {"repo": share.repo_id})).scalar_one_or_none()
+    if not repo:
+        raise RepoMissing(repo_id=share.repo_id)
+    members = {"repo": share.repo_id, "ids": share.ids}
+    joined = set((await connection.execute(_MEMBERS, members)).scalars())
+    # What the repo held before was held; the rest may have been found unheld.
+    relied_on = sorted(joined.intersection(share.known))
+    if not relied_on:
+        return
+    await connection.execute(_TOUCH, {"ids": relied_on})
+    still = (await connection.execute(_KNOWN_STILL, {"ids": relied_on})).all()
+    if len(still) < len(relied_on):
+        raise _Vanished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,87 @@
+"""`mpack-gateway gc`: make room, by removing what no repository holds any more."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+from gateway.cli.exits import Exit, run
+from gateway.cli.moments import Span
+from gateway.cli.options import database_url_option, json_option, quiet_logs, settings_of
+from gateway.cli.output import print_json, print_pairs
+from gateway.cli.progress import progress
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+
+_NAMES = {
+    "repo": "repos", "commit": "commits", "snapshot": "snapshots", "object": "objects",
+    "segment": "segments", "blob": "blobs_deleted", "failed": "blobs_failed",
+}  # fmt: skip
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option(
+    "--unfinished-after", type=Span(), default=timedelta(days=1), metavar="SPAN",
+    help="Give up uploads that began so long ago and never ended (1d).",
+)  # fmt: skip
+@database_url_option
+@json_option
+def gc(
+    *, dry_run: bool, unfinished_after: timedelta, database_url: str | None, as_json: bool
+) -> None:
+    """Remove commits, snapshots, objects and segments that no repository holds any more.
+
+    Safe while pushes and fetches go on. Every removed id is named in an event. Ctrl-C ends it
+    after the batch under way; the next run goes on from there.
+
+    Exit codes: 3 there was nothing, 4 stopped, or the store did not delete all.
+    """
+    settings = settings_of(database_url)
+    quiet_logs(settings)
+    removed, size, stopped = run(_gc(settings, dry_run=dry_run, unfinished_after=unfinished_after))
+    told = {name: removed[kind] for kind, name in _NAMES.items()}
+    told |= {"bytes": size, "dry_run": dry_run}
+    if as_json:
+        print_json(told)
+    else:
+        print_pairs(told)
+    if stopped or removed["failed"]:
+        raise SystemExit(Exit.PARTIAL)
+    if not removed:
+        raise SystemExit(Exit.NOTHING_MATCHED)
+
+
+async def _gc(
+    settings: Settings, *, dry_run: bool, unfinished_after: timedelta
+) -> tuple[Counter[str], int, bool]:
+    """What was removed by kind, the segments' bytes, and whether it was stopped."""
+    from gateway.cli.caller import caller
+    from gateway.cli.interrupt import stoppable
+    from gateway.cli.opened import opened_service
+    from gateway.packs.garbage import Garbage
+    from gateway.packs.garbage_rows import Kind
+    from gateway.service import steps_of
+
+    removed: Counter[str] = Counter()
+    size = 0
+    with stoppable() as stop, progress("removed") as tell:
+        async with opened_service(settings) as service:
+            steps = steps_of(settings.crash_at)
+            garbage = Garbage(service.database, service.engine.log, service.store, steps=steps)
+            if dry_run:
+                work = garbage.look(unfinished_after=unfinished_after)
+            else:
+                work = garbage.collect(caller=caller(), unfinished_after=unfinished_after)
+            async for part in work:
+                removed[part.kind.value] += part.count
+                size += part.size_bytes if part.kind is Kind.SEGMENT else 0
+                if not dry_run:
+                    tell(removed.total())
+                if stop.is_set():
+                    return +removed, size, True
+    return +removed, size, False

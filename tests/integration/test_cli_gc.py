@@ -1,0 +1,84 @@
+"""`gc` and `object purge` as a person gives them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from gateway.service import Service
+from gateway.wire.messages import PushObject
+from leases.steps import Step
+from tests.databases import run_apart
+from tests.factories import History, make_history
+from tests.integration.commands import CALLER, Commands
+from tests.integration.gateways import settings_for
+
+
+def push(commands: Commands, name: str, history: History) -> None:
+    """Objects alone: what a chunk of a push stores."""
+
+    async def work() -> None:
+        settings = settings_for(commands.database_url, commands.data_dir)
+        async with Service(settings, watch=False) as service:
+            owner, slug = name.split("/")
+            repo = await service.repos.ensure(
+                owner=owner, slug=slug, visibility="public", caller=CALLER
+            )
+            objects = [PushObject(**item) for item in history.objects()]
+            await service.segments.store(repo.repo_id, objects, CALLER)
+
+    run_apart(work())
+
+
+def test_gc_tells_first_and_removes_then(commands: Commands) -> None:
+    commands.run("gc", exits=3)
+    history = make_history(1)
+    push(commands, "o/r", history)
+    commands.run("gc", exits=3)
+    commands.run("repo", "delete", "o/r", "--yes")
+    told = commands.json("gc", "--dry-run")
+    assert (told["repos"], told["objects"], told["segments"]) == (1, len(history.contents), 1)
+    done = commands.json("gc")
+    for name in ("repos", "commits", "snapshots", "objects", "segments", "bytes"):
+        assert done[name] == told[name], name
+    assert commands.sql("SELECT count(*) FROM segments") == 0
+    commands.run("gc", exits=3)
+    commands.json("repo", "create", "o/r")
+
+
+@pytest.mark.parametrize(
+    "step", [Step.CONTENT_REMOVED, Step.SEGMENTS_CONDEMNED, Step.SEGMENTS_DELETED], ids=str
+)
+def test_after_kill_9_the_next_run_finishes(commands: Commands, step: Step) -> None:
+    push(commands, "o/r", make_history(1))
+    push(commands, "o/kept", make_history(2))
+    commands.run("repo", "delete", "o/r", "--yes")
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "gc"],
+        env=commands.whole_environ | {"MPACK_CRASH_AT": step.value},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    commands.run("gc")
+    assert commands.sql("SELECT count(*) FROM segments") == 1
+    blobs = [path for path in (commands.data_dir / "segments").rglob("*") if path.is_file()]
+    assert len(blobs) == 1
+    assert commands.sql("SELECT count(*) FROM objects") == len(make_history(2).contents)
+
+
+def test_purge_asks_and_tells(commands: Commands) -> None:
+    history = make_history(1)
+    push(commands, "o/r", history)
+    object_id = next(iter(history.contents))
+    commands.run("object", "purge", object_id, "--reason", "leaked", exits=2)
+    planned = commands.json("object", "purge", object_id, "--reason", "leaked", "--dry-run")
+    assert planned["repos"] == ["o/r"]
+    done = commands.json("object", "purge", f"sha256:{object_id}", "--reason", "leaked", "--yes")
+    assert done | {"dry_run": True} == planned
+    commands.run("object", "purge", "ffff", "--reason", "x", "--yes", exits=3)
+    commands.run("audit", "verify")
+    assert "object.purged" in commands.run("audit", "report").stdout
