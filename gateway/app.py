@@ -72,7 +72,7 @@ def routes_of(service: Service) -> list[Route]:
     return [
         *health_routes(service),
         *metrics_routes(service),
-        *lease_routes(access, service.listing, service.repos),
+        *lease_routes(access, service),
         # The URLs of other stores lead to them.
         *(blob_routes(service.store) if isinstance(service.store, LocalStore) else []),
         *refs_routes(access, service.database, service.settings.wire),

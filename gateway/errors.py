@@ -21,6 +21,7 @@
     ├── Conflict                  503   the retries are used up; trying again may work
     ├── Unavailable               503   with Retry-After
     │   ├── BuildsBusy            503   too many packs are being built
+    │   ├── StreamsBusy           503   too many event streams are open
     │   ├── BuildFailed           503   the pack could not be built or stored in time
     │   └── SpoolFull             503   no room to build a pack in
     └── Corrupt                   500   call a human
@@ -131,6 +132,12 @@ class BuildsBusy(Unavailable):
     """Too many packs are being built at once; try again shortly."""
 
     code = "builds_busy"
+
+
+class StreamsBusy(Unavailable):
+    """Too many event streams are open, or the gateway is stopping; try again shortly."""
+
+    code = "streams_busy"
 
 
 class BuildFailed(Unavailable):

@@ -45,12 +45,12 @@ SELECT mpack_id FROM mpack_leases WHERE mpack_id >= $1 AND mpack_id < $2
 ORDER BY mpack_id LIMIT $3
 """
 _STUCK = "SELECT mpack_id FROM mpack_leases WHERE stuck AND state <> 'reclaimed' ORDER BY mpack_id"
-_EVENT_COLUMNS = (
+EVENT_COLUMNS = (
     "position, event_id, stream, version, type, schema_version, data, actor, request_id,"
     " recorded_at, hash"
 )
 _EVENTS = f"""
-SELECT {_EVENT_COLUMNS} FROM events
+SELECT {EVENT_COLUMNS} FROM events
 WHERE position > $1 AND ($2::text IS NULL OR stream = $2) AND ($3::text IS NULL OR type = $3)
 ORDER BY position LIMIT $4
 """  # noqa: S608  constants

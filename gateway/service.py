@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from starlette.datastructures import Secret
 
 from gateway.auth import Tokens
+from gateway.event_feed import EventFeed
 from gateway.lease_listing import LeaseListing
 from gateway.metrics import Metrics
 from gateway.metrics_state import StateCollector, StatsCache
@@ -53,6 +54,7 @@ class Service:
 
     def __init__(self, settings: Settings, *, watch: bool = True) -> None:
         self.settings = settings
+        self.stopping = False  # Asked to end: not ready any more, but still serving.
         self.clock = SystemClock()
         self.metrics = Metrics(self.clock)
         self.database = Database(
@@ -82,6 +84,7 @@ class Service:
         )
         self.packs = PackService(self.engine, settings.pack, steps=steps, observer=self.metrics)
         self.stats_cache = StatsCache(self.database, self.clock)
+        self.feed = EventFeed(self.database, self.engine, streams_max=settings.event_streams_max)
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -92,6 +95,7 @@ class Service:
             await opening.enter_async_context(self.engine)
             await opening.enter_async_context(self.packs)
             await opening.enter_async_context(self.stats_cache)
+            await opening.enter_async_context(self.feed)
             # Only now is there anything to tell.
             state = StateCollector(self.engine, self.stats_cache)
             self.metrics.registry.register(state)

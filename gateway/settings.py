@@ -46,6 +46,8 @@ class Settings:
     body_timeout_seconds: float = 60
     bodies_bytes_max: int = 512 * MIB
     shutdown_timeout_seconds: int = 10
+    drain_seconds: float = 0
+    event_streams_max: int = 20
     metrics_token: Secret | None = None
     crash_at: Step | None = None
     lease: LeasePolicy = field(default_factory=LeasePolicy)
@@ -96,9 +98,12 @@ class Settings:
     def _wrong_numbers(self) -> Iterator[str]:
         if not 0 <= self.port <= 65_535:
             yield "port must lie between 0 and 65535."
+        if not self.drain_seconds >= 0:
+            yield "drain_seconds must not be negative."
         for item in named_fields(type(self)):
             is_number = item.group is None and item.type in (int, float)
-            if is_number and item.name != "port" and not getattr(self, item.name) > 0:
+            may_be_zero = item.name in ("port", "drain_seconds")
+            if is_number and not may_be_zero and not getattr(self, item.name) > 0:
                 yield f"{item.name} must be above zero."
 
     def redacted(self) -> dict[str, Any]:

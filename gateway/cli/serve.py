@@ -60,9 +60,11 @@ def make_server(settings: Settings, *, forwarded_allow_ips: str | None = None) -
     import uvicorn
 
     from gateway.app import create_app
+    from gateway.draining import DrainingServer
 
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
@@ -77,7 +79,7 @@ def make_server(settings: Settings, *, forwarded_allow_ips: str | None = None) -
         # An open stream must not keep SIGTERM waiting for ever.
         timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
     )
-    return uvicorn.Server(config)
+    return DrainingServer(config, service=app.state.service)
 
 
 def listening_socket(host: str, port: int = 0) -> socket.socket:

@@ -1,7 +1,8 @@
 """`/livez`: the process answers. `/readyz`: what it needs answers, too.
 
 Ready is 200 also when something is degraded: taking a replica out of service would help nobody
-when the store is slow or a clock is off. It is 503 while the database is away or not migrated.
+when the store is slow or a clock is off. It is 503 while the database is away or not migrated, and
+from SIGTERM on.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ def health_routes(service: Service) -> list[Route]:
         broken = checks["database"]["status"] != "ok"
         degraded = any(check["status"] != "ok" for check in checks.values())
         told = "unavailable" if broken else "degraded" if degraded else "ok"
+        if service.stopping:
+            told = "stopping"
         answer = {"status": told, "checks": checks}
-        return render(request, answer, default="json", status=503 if broken else 200)
+        status = 503 if broken or service.stopping else 200
+        return render(request, answer, default="json", status=status)
 
     return [
         Route("/livez", livez, methods=["GET"], name="livez"),

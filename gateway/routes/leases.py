@@ -12,17 +12,20 @@ from starlette.routing import Route
 
 from gateway.auth import check_admin
 from gateway.errors import RepoMissing
+from gateway.event_feed import EventFeed
 from gateway.lease_listing import (
     PAGE_DEFAULT,
     PAGE_MAX,
     STATES,
     LeaseFilter,
-    LeaseListing,
     StateFilter,
 )
+from gateway.middleware import EVENT_STREAM
 from gateway.packs.repos import Repos
 from gateway.routes.access import Access
-from gateway.wire.render import render
+from gateway.routes.event_stream import EventStream, Wanted
+from gateway.service import Service
+from gateway.wire.render import accepted, render
 from leases.errors import InvalidRequest
 
 _POSITION_MAX = 2**63 - 1
@@ -33,8 +36,9 @@ _LEASE_PARAMETERS = frozenset(
 _EVENT_PARAMETERS = frozenset({"after", "stream", "type", "limit"})
 
 
-def lease_routes(access: Access, listing: LeaseListing, repos: Repos) -> list[Route]:
+def lease_routes(access: Access, service: Service) -> list[Route]:
     """The operators' routes; all need the scope admin."""
+    listing, repos = service.listing, service.repos
 
     async def leases(request: Request) -> Response:
         check_admin(await access.principal(request))
@@ -54,8 +58,19 @@ def lease_routes(access: Access, listing: LeaseListing, repos: Repos) -> list[Ro
         mpack_id = await listing.resolve(request.path_params["mpack_id"])
         return render(request, await listing.lease(mpack_id), default="json")
 
-    async def events(request: Request) -> Response:
+    async def check(request: Request) -> None:
         check_admin(await access.principal(request))
+
+    async def events(request: Request) -> Response:
+        await check(request)
+        if EVENT_STREAM in accepted(",".join(request.headers.getlist("accept"))):
+            return EventStream(
+                service.feed,
+                await _wanted(request, service.feed),
+                check=lambda: check(request),
+                clock=service.clock,
+                gauge=service.metrics.event_streams,
+            )
         query = _query(request, _EVENT_PARAMETERS)
         page = await listing.events(
             after=_whole(query, "after", 0, least=0, most=_POSITION_MAX),
@@ -84,6 +99,18 @@ def _query(request: Request, known: frozenset[str]) -> dict[str, str]:
             raise InvalidRequest(f"{name} cannot hold that.")
         found[name] = value
     return found
+
+
+async def _wanted(request: Request, feed: EventFeed) -> Wanted:
+    """Where a stream begins: behind the last event its client saw, or else with the next one."""
+    query = _query(request, _EVENT_PARAMETERS - {"limit"})
+    if (last := request.headers.get("last-event-id")) is not None:
+        query["after"] = last
+    newest = await feed.newest()
+    after = _whole(query, "after", newest, least=0, most=_POSITION_MAX)
+    if after > newest:
+        raise InvalidRequest(f"The log ends at {newest}; nothing was ever at {after}.")
+    return Wanted(after=after, stream=query.get("stream"), type_=query.get("type"))
 
 
 async def _repo_id(query: Mapping[str, str], repos: Repos) -> str | None:

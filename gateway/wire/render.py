@@ -40,16 +40,21 @@ def render(
     """
     accept = ",".join(connection.headers.getlist("accept"))
     if wanted_format(accept, default=default) == "json":
-        content, media_type = msgspec.json.encode(_plain(data)), JSON
+        content, media_type = json_bytes(data), JSON
     else:
         content, media_type = msgspec.msgpack.encode(_plain(data)), MSGPACK
     all_headers = {"Cache-Control": "no-store", "Vary": "Accept", **(headers or {})}
     return Response(content, status_code=status, headers=all_headers, media_type=media_type)
 
 
+def json_bytes(data: Mapping[str, Any]) -> bytes:
+    """A map as one line of JSON, in the form that answers have."""
+    return msgspec.json.encode(_plain(data))
+
+
 def wanted_format(accept: str, *, default: BodyFormat) -> BodyFormat:
     """The default, unless the caller accepts only the other one."""
-    ranges = _accepted(accept)
+    ranges = accepted(accept)
     if not ranges or ranges & _ANY:
         return default
     takes = {"json": JSON in ranges, "msgpack": bool(ranges & _MSGPACK_TYPES)}
@@ -73,7 +78,8 @@ def rfc3339(moment: datetime) -> str:
     return text.replace("+00:00", "Z")
 
 
-def _accepted(accept: str) -> set[str]:
+def accepted(accept: str) -> set[str]:
+    """The media types that a caller takes."""
     ranges = set()
     for item in accept.split(","):
         media_range, *parameters = [part.strip().lower() for part in item.split(";")]

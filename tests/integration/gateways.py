@@ -18,6 +18,7 @@ from starlette.datastructures import Secret
 from gateway.app import create_app
 from gateway.auth import Scope
 from gateway.cli.serve import listening_socket
+from gateway.draining import DrainingServer
 from gateway.service import Service
 from gateway.settings import Settings
 from leases.lessor import Caller
@@ -141,7 +142,7 @@ async def serving(settings: Settings) -> AsyncIterator[LiveGateway]:
     url = settings.public_url or f"http://127.0.0.1:{port}"
     app = create_app(replace(settings, public_url=url))
     config = uvicorn.Config(app, http="httptools", lifespan="on", log_config=None, access_log=False)
-    server = uvicorn.Server(config)
+    server = DrainingServer(config, service=app.state.service)
     started = asyncio.Event()
     startup = server.startup
 
