@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from gateway.git_text import to_text
+from gateway.wire.commit_record import unfilled_fields
 from gateway.wire.ids import commit_id_of, snapshot_id_of
 from leases.errors import Corrupt, InvalidRequest, NotFound
 
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from dulwich.objects import Blob, Commit, ObjectID, Tree
     from dulwich.repo import Repo
 
-FORMAT_VERSION = 1
 _MODE_FILE = 0o100644
 _MODE_FOLDER = 0o040000
 _MODE_SUBMODULE = 0o160000
@@ -363,18 +363,7 @@ def _commit_record(commit: Commit, planned: _Planned, folder: _Folder) -> Record
         "parent2_commit_id": parents[1],
         "author": to_text(commit.author),
         "metadata": {"git": git},
-        "structured_delta": None,
-        "sem_ver_bump": "none",
-        "breaking_changes": [],
-        "agent_id": "",
-        "model_id": "",
-        "toolchain_id": "",
-        "prompt_hash": "",
-        "signature": "",
-        "signer_key_id": "",
-        "format_version": FORMAT_VERSION,
-        "reviewed_by": [],
-        "test_runs": 0,
+        **unfilled_fields(),
     }
 
 

@@ -197,13 +197,7 @@ class LeaseEngine:
 
         await self._surely("start_up_sweep", sweep)
         self._swept.set()
-        _log.info(
-            "start_up_sweep",
-            reclaimed=result.reclaimed,
-            failed=result.failed,
-            handed_back=result.handed_back,
-            overdue_ms_max=result.lateness_ms_max,
-        )
+        _log.info("start_up_sweep", **_told(result))
 
     async def _sweep_forever(self) -> None:
         """The net under the alarm; on the monotonic clock, apart from APScheduler."""
@@ -213,13 +207,7 @@ class LeaseEngine:
                 await self.owner.check()
             result = await self.reaper.sweep(Trigger.PERIODIC)
             if result.claimed:
-                _log.info(
-                    "periodic_sweep",
-                    reclaimed=result.reclaimed,
-                    failed=result.failed,
-                    handed_back=result.handed_back,
-                    overdue_ms_max=result.lateness_ms_max,
-                )
+                _log.info("periodic_sweep", **_told(result))
 
         while True:
             await self.clock.sleep(self.policy.sweep_interval_seconds)
@@ -230,19 +218,14 @@ class LeaseEngine:
             await self.owner.check()
             if self.owner.may_reap():
                 result = await self.reconciler.run_once()
-                self._observer.reconciled(
-                    listed=result.listed,
-                    adopted=result.adopted,
-                    residue_deleted=result.residue_deleted,
-                    findings=result.findings_count,
-                )
-                _log.info(
-                    "reconciled",
-                    listed=result.listed,
-                    adopted=result.adopted,
-                    residue_deleted=result.residue_deleted,
-                    findings=result.findings_count,
-                )
+                counts = {
+                    "listed": result.listed,
+                    "adopted": result.adopted,
+                    "residue_deleted": result.residue_deleted,
+                    "findings": result.findings_count,
+                }
+                self._observer.reconciled(**counts)
+                _log.info("reconciled", **counts)
 
         while True:
             await self.clock.sleep(self.policy.reconcile_interval_seconds)
@@ -277,3 +260,12 @@ class LeaseEngine:
             return False
         self._observer.task_done(name, ok=True)
         return True
+
+
+def _told(result: SweepResult) -> dict[str, int]:
+    return {
+        "reclaimed": result.reclaimed,
+        "failed": result.failed,
+        "handed_back": result.handed_back,
+        "overdue_ms_max": result.lateness_ms_max,
+    }

@@ -17,6 +17,7 @@ from sqlalchemy import text
 from gateway.errors import IncompleteRepo
 from gateway.packs.commit_rows import rows_of
 from gateway.packs.manifest_rows import Reader, iterate_manifests
+from gateway.wire.commit_record import unfilled_fields
 from gateway.wire.ids import IdForm, is_commit_id
 
 # A record is a few hundred bytes, so a batch is some hundred KiB.
@@ -99,18 +100,7 @@ def rebuilt_record(row: Any, repo_id: str, form: IdForm) -> dict[str, Any]:
         "parent2_commit_id": written[1] if len(written) > 1 else None,
         "author": row.author,
         "metadata": {},
-        "structured_delta": None,
-        "sem_ver_bump": "none",
-        "breaking_changes": [],
-        "agent_id": "",
-        "model_id": "",
-        "toolchain_id": "",
-        "prompt_hash": "",
-        "signature": "",
-        "signer_key_id": "",
-        "format_version": 1,
-        "reviewed_by": [],
-        "test_runs": 0,
+        **unfilled_fields(),
     }
 
 
