@@ -18,6 +18,7 @@ _VERBS = {
     "dev": ("gateway.cli.dev", "dev", "Serve with a PostgreSQL and a store of its own."),
     "demo": ("gateway.cli.demo", "demo", "See the whole life of a pack in a minute."),
     "stats": ("gateway.cli.stats", "stats", "See how the leases stand."),
+    "doctor": ("gateway.cli.doctor", "doctor", "Look for what is wrong, and how to mend it."),
     "lease": ("gateway.cli.lease", "lease", "Look at leases, and move them."),
     "sweep": ("gateway.cli.sweep", "sweep", "Reap what is due, now."),
     "reap": ("gateway.cli.reap", "reap", "Pause and resume the deletions."),

@@ -141,8 +141,9 @@ def _as_line(event: Mapping[str, Any]) -> str:
 def export(database_url: str | None, *, output: IO[str] | None, **wanted: Any) -> None:
     """Write the log, one JSON document a line, in order.
 
-    Dumped with sorted keys and without spaces, `data` is the text that was hashed. Ctrl-C ends
-    it behind a whole line; --after goes on from there.
+    The lines prove themselves: `data`, dumped with sorted keys and without spaces, is the text
+    that was hashed, and leases/chain.py says how every hash follows from the one before.
+    Ctrl-C ends it behind a whole line; --after goes on from there.
     """
     settings = settings_of(database_url)
     quiet_logs(settings)
@@ -191,11 +192,13 @@ async def _range(database: Database, wanted: Mapping[str, Any]) -> tuple[int, in
 
 async def _pages(database: Database, first: int, end: int) -> AsyncIterator[list[dict[str, Any]]]:
     from gateway.lease_listing import LeaseListing
+    from leases.codec import instant
 
     listing, after = LeaseListing(database), first
     while after < end:
         page = await listing.events(after=after, limit=min(_PAGE, end - after))
         if not page.rows:
             return
-        yield page.rows
+        # To the microsecond, as it was hashed.
+        yield [row | {"recorded_at": instant(row["recorded_at"])} for row in page.rows]
         after = page.rows[-1]["position"]

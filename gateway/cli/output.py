@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -48,13 +48,25 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Non
 
 
 def _draw(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    """Aligned and whole: an id that is cut off cannot be used, a line that is wrapped can."""
+    cells = [[_on_terminal(row[name]) for name in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    numeric = [all(isinstance(row[name], int) for row in rows) for name in columns]
 
-    table = Table(*columns, box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*(shown(row[name]) for name in columns))
-    Console().print(table)
+    def line(words: Sequence[str]) -> str:
+        placed = zip(words, widths, numeric, strict=True)
+        return "  ".join(f"{word:>{w}}" if n else f"{word:<{w}}" for word, w, n in placed).rstrip()
+
+    click.echo(click.style(line(columns), bold=True))
+    for words in cells:
+        click.echo(line(words))
+
+
+def _on_terminal(value: Any) -> str:
+    """Times to the second: a table is for finding one's row, --json for the rest."""
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
+    return shown(value)
 
 
 def shown(value: Any) -> str:
