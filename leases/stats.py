@@ -86,7 +86,7 @@ class Stats:
 
 
 async def read_stats(database: Database) -> Stats:
-    """One statement; 0.3 s at a million open leases. Errors: DatabaseUnavailable."""
+    """One statement; half a second at a million open leases. Errors: DatabaseUnavailable."""
     row = await database.fetchrow(_STATS, UNATTENDED_SECONDS)
     assert row is not None
     return Stats(
