@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.storage.s3_settings import S3Settings
 from leases.owner import Mark
 from tests.integration.commands import Commands
 from tests.integration.gateways import serving, settings_for
@@ -42,7 +43,7 @@ def commands(commands: Commands) -> Commands:
 @pytest.fixture
 async def served(database_url: str, tmp_path: Path) -> Any:
     """Commands beside a gateway that serves: its signed URLs can be read."""
-    settings = settings_for(database_url, tmp_path / "data")
+    settings = replace(settings_for(database_url, tmp_path / "data"), s3=S3Settings())
     async with serving(settings) as gateway:
         commands = Commands(database_url, tmp_path / "data")
         commands.environ = {
