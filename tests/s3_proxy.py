@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 _HEAD_END = b"\r\n\r\n"
+_TURNS = 10
 _ANSWER_BYTES_MAX = 64 * 1024 * 1024
 
 
@@ -95,12 +96,15 @@ class S3Proxy:
             await writer.drain()
             return await reader.read(-1)
         finally:
-            writer.close()
+            writer.transport.abort()  # Cut short, it would go on sending.
 
     async def close(self) -> None:
         for handler in list(self._handlers):
             handler.cancel()
         await asyncio.gather(*self._handlers, return_exceptions=True)
+        # A client may still be sending what it has given up; it notices in the loop's next turns.
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
 
 
 def _closing(head: bytes) -> bytes:
