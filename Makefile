@@ -22,6 +22,7 @@ test: $(VENV)/.test ## Run every test, against a PostgreSQL of its own
 ifeq ($(strip $(ARGS)),)
 	@$(BIN)/python -m pytest -q -n 3 -m "not alone"
 	@$(BIN)/python -m pytest -q -m alone
+	@TEST_STORE=s3 $(BIN)/python -m pytest -q -m both_stores
 else
 	@$(BIN)/python -m pytest $(ARGS)
 endif

@@ -48,6 +48,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if IN_CI els
 
 # What measures time, or starts whole processes, is run without company (see the Makefile).
 _ALONE = ("fault/", "_alarm", "_benchmarks", "_demo", "_dev", "_embed_", "_fetch_memory", "_routes")
+# What depends on the store most is run on a real S3 too; `TEST_STORE=s3` runs anything there.
+_ON_BOTH_STORES = (
+    *("test_cli_gc.py", "test_client.py", "test_fetch_routes.py", "test_lease_routes.py"),
+    *("::test_leases_of_a_process_killed", "::test_claims_of_a_killed_process"),
+    "::test_a_store_that_is_away",
+)
 
 
 def pytest_unconfigure() -> None:
@@ -70,6 +76,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(part in item.nodeid for part in _ALONE):
             item.add_marker(pytest.mark.alone)
+        if any(part in item.nodeid for part in _ON_BOTH_STORES):
+            item.add_marker(pytest.mark.both_stores)
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self
 
-_DOWNLOAD = b"GET /blobs/"
+_DOWNLOAD = re.compile(rb"GET \S+/transient/")  # From the gateway or from a bucket.
 
 
 class CuttingProxy:
@@ -43,7 +44,7 @@ class CuttingProxy:
 
         async def up(to: asyncio.StreamWriter) -> None:
             while chunk := await reader.read(65536):
-                if chunk.startswith(_DOWNLOAD):
+                if _DOWNLOAD.match(chunk):
                     self.downloads.append(chunk)
                     if self._cuts:
                         left[:] = [self._cuts.pop(0)]

@@ -21,10 +21,10 @@ from typing import Any
 import httpx2
 import msgpack
 
-from gateway.cli.serve import listening_socket
 from leases.steps import Step
-from tests.integration.gateways import MSGPACK, Answer, decoded
+from tests.integration.gateways import MSGPACK, Answer, decoded, free_port
 from tests.leasing import until
+from tests.stores import StoreView, variables_of, view_of
 
 ROOT = Path(__file__).resolve().parents[2]
 _PROGRAM = (sys.executable, "-c", "from gateway.cli import main; main()", "serve")
@@ -120,8 +120,13 @@ class Gateways:
 
     @property
     def store(self) -> Path:
-        """The folder of blobs that all of them share."""
+        """The folder of blobs that all of them share; on S3 a bucket stands for it."""
         return self.folder / "blobs"
+
+    @property
+    def view(self) -> StoreView:
+        """That store from outside."""
+        return view_of(self.store)
 
     async def start(self, *, crash_at: Step | None = None, **settings: Any) -> GatewayProcess:
         """A gateway that is ready, or with `crash_at` one that is about to be or died on the way.
@@ -143,11 +148,8 @@ class Gateways:
     def _launch(
         self, crash_at: Step | None, *, confined: bool, settings: Mapping[str, object]
     ) -> GatewayProcess:
-        listening = listening_socket("127.0.0.1")
-        port = listening.getsockname()[1]
-        listening.close()
-        told = {"database_url": self.database_url, **SHORT, **settings, "port": port}
-        told |= {"data_dir": self.store, "log_format": "json"}
+        told = {"database_url": self.database_url, **SHORT, "port": free_port(), **settings}
+        told |= variables_of(self.store) | {"log_format": "json"}
         if crash_at is not None:
             told["crash_at"] = crash_at.value
         log = self.folder / f"gateway-{len(self.processes)}.log"
@@ -160,7 +162,7 @@ class Gateways:
                 stdout=output,
                 stderr=output,
             )
-        url = f"http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{told['port']}"
         gateway = GatewayProcess(url=url, log=log, process=process, http=self.http)
         self.processes.append(gateway)
         return gateway

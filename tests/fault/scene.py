@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from gateway.auth import Scope
@@ -25,6 +23,7 @@ from tests.fault.processes import GatewayProcess, Gateways
 from tests.integration.gateways import settings_for
 from tests.invariants import check_invariants, durable_snapshot
 from tests.leasing import BLOB, BLOB_SHA256, CALLER
+from tests.stores import view_of
 
 REPO = "ada/demo"
 _RESERVED_FOR = timedelta(seconds=60)
@@ -72,7 +71,7 @@ async def grant_together(
 ) -> tuple[list[str], datetime]:
     """Active leases with their blobs, all due at the same instant; answers their keys and it.
 
-    Made quickly: the facts go into the log a thousand at a time, the blobs to disk without a sync.
+    Made quickly: the facts go into the log a thousand at a time, the blobs past the gateway.
     """
     engine = service.engine
     ids = [new_mpack_id() for _ in range(count)]
@@ -89,7 +88,7 @@ async def grant_together(
         for key in keys
     ]
     await _append(engine, ids, reservations, expected_version=0)
-    await asyncio.to_thread(_write_blobs, service.settings.data_dir, keys)
+    await asyncio.to_thread(view_of(service.settings.data_dir).write, keys, BLOB)
     now = (await engine.log.head())["now"]
     due_at = now + timedelta(seconds=due_in_seconds)
     activation = LeaseActivated(
@@ -102,13 +101,6 @@ async def grant_together(
     )
     await _append(engine, ids, [activation] * count, expected_version=1)
     return keys, due_at
-
-
-def _write_blobs(root: Path, keys: Sequence[str]) -> None:
-    for key in keys:
-        path = root / key
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.write_bytes(BLOB)
 
 
 async def _append(
@@ -129,24 +121,14 @@ async def states(service: Service) -> dict[str, int]:
     return {row["state"]: row["leases"] for row in await service.database.fetch(_STATES)}
 
 
-def transient_blobs(gateways: Gateways) -> list[str]:
+def transient_blobs(gateways: Gateways) -> set[str]:
     """The keys of all packs that lie in the store."""
-    root = gateways.store
-    return [
-        path.relative_to(root).as_posix()
-        for path in (root / "transient").glob("*/*")
-        if path.is_file()
-    ]
+    return gateways.view.packs()
 
 
 async def all_are_gone(gateways: Gateways) -> bool:
-    """No pack lies in the store any more. Asked often: it stops at the first one it sees."""
-    for folder in (gateways.store / "transient").iterdir():
-        if folder.is_dir():
-            with os.scandir(folder) as entries:
-                if next(entries, None) is not None:
-                    return False
-    return True
+    """No pack lies in the store any more."""
+    return not await asyncio.to_thread(gateways.view.packs)
 
 
 async def all_are_reclaimed(service: Service, count: int) -> bool:

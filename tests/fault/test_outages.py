@@ -30,7 +30,7 @@ from tests.fault.scene import (
     sweep_once_and_check,
     transient_blobs,
 )
-from tests.fault.watching import DatabaseTime, FolderWatch
+from tests.fault.watching import BlobWatch, DatabaseTime
 from tests.invariants import check_invariants
 from tests.leasing import (
     QUICK,
@@ -96,7 +96,7 @@ async def test_the_database_crashes_and_comes_back(
             async with inside(gateways) as service:
                 keys, due_at = await grant_together(service, count, due_in_seconds=1.5)
                 time = await DatabaseTime.read(service.database)
-            with FolderWatch((gateways.store / keys[0]).parent) as watch:
+            with BlobWatch(gateways.view) as watch:
                 if when == "before the deadline":
                     own_server.kill()
                     await SystemClock().sleep((due_at - time.now).total_seconds() + 0.5)
@@ -107,7 +107,7 @@ async def test_the_database_crashes_and_comes_back(
                     await SystemClock().sleep(0.5)
                 own_server.start()
                 await until(lambda: all_are_gone(gateways), 15)
-            watch.check_in_time([Path(key).name for key in keys], due_at, time, late_seconds_max=15)
+            watch.check_in_time(keys, due_at, time, late_seconds_max=15)
             await until(gateway.is_ready)
             async with inside(gateways) as service:
                 await until(lambda: all_are_reclaimed(service, count), 15)
@@ -198,18 +198,17 @@ async def test_a_store_that_is_away_costs_no_attempts(gateways: Gateways) -> Non
     async with inside(gateways) as service:
         keys, due_at = await grant_together(service, 50, due_in_seconds=1)
         time = await DatabaseTime.read(service.database)
-    away = gateways.store.with_name("away")
-    gateways.store.rename(away)
 
     async def was_missed() -> bool:
         return len(gateway.said("store_out")) >= 2
 
-    await until(was_missed)
-    assert (await gateway.call("GET", "/readyz")).body["checks"]["reaping"]["circuit"] == "open"
-    away.rename(gateways.store)
-    with FolderWatch((gateways.store / keys[0]).parent) as watch:
+    with BlobWatch(gateways.view) as watch:
+        with gateways.view.away():
+            await until(was_missed)
+            readiness = (await gateway.call("GET", "/readyz")).body
+            assert readiness["checks"]["reaping"]["circuit"] == "open"
         await until(lambda: all_are_gone(gateways))
-    watch.check_in_time([Path(key).name for key in keys], due_at, time, late_seconds_max=10)
+    watch.check_in_time(keys, due_at, time, late_seconds_max=10)
     async with inside(gateways) as service:
         await until(lambda: all_are_reclaimed(service, len(keys)))
         row = await service.database.fetchrow(

@@ -1,21 +1,21 @@
-"""When did each file of a folder go? Seen from outside, told in the database's time.
+"""When did each blob of a store go? Seen from outside, told in the database's time.
 
-A thread lists the folder a hundred times a second. A file went after the last listing that had it
-began, and before the first one without it ended: what both bounds prove is exact under any load.
+A thread lists the store a hundred times a second, or as often as it can. A blob went after the
+last listing that had it began, and before the first one without it ended: what both bounds prove
+is exact under any load.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from leases.clock import SystemClock
 from leases.database import Database
+from tests.stores import StoreView
 
 _PAUSE_SECONDS = 0.01
 
@@ -46,16 +46,16 @@ class DatabaseTime:
 
 
 @dataclass(slots=True)
-class FolderWatch:
-    """Watches for the time of its block; `went` then holds both bounds for every gone file."""
+class BlobWatch:
+    """Watches for the time of its block; `went` then holds both bounds for every gone blob."""
 
-    folder: Path
+    store: StoreView
     went: dict[str, tuple[float, float]] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._watch, name="folder-watch")
+        self._thread = threading.Thread(target=self._watch, name="blob-watch")
         self._thread.start()
         return self
 
@@ -77,7 +77,10 @@ class FolderWatch:
         while not stopping:
             stopping = self._stop.wait(_PAUSE_SECONDS)  # One last look after the stop.
             began_at = clock.monotonic()
-            names = set(os.listdir(self.folder))  # noqa: PTH208  a Path for each would load the machine
+            try:
+                names = self.store.packs()
+            except FileNotFoundError:
+                continue  # Nothing can be said about a store that is away.
             ended_at = clock.monotonic()
             for name in there - names:
                 self.went[name] = (there_at, ended_at)

@@ -16,6 +16,7 @@ from leases.lessor import Caller
 from leases.model import LeaseKind
 from tests.databases import driver_url, run_apart
 from tests.integration.gateways import settings_for
+from tests.stores import variables_of, view_of
 
 CALLER = Caller(actor="test")
 
@@ -25,11 +26,9 @@ class Commands:
 
     def __init__(self, database_url: str, data_dir: Path) -> None:
         self.database_url, self.data_dir = database_url, data_dir
-        self.environ = {
-            "MPACK_DATABASE_URL": database_url,
-            "MPACK_DATA_DIR": str(data_dir),
-            "MPACK_LOG_FORMAT": "json",
-        }
+        self.view = view_of(data_dir)
+        told = {"database_url": database_url, "log_format": "json", **variables_of(data_dir)}
+        self.environ = {f"MPACK_{name.upper()}": str(value) for name, value in told.items()}
 
     @property
     def whole_environ(self) -> dict[str, str]:
@@ -87,5 +86,4 @@ class Commands:
         run_apart(work())
 
     def blobs(self) -> int:
-        folder = self.data_dir / "transient"
-        return sum(1 for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+        return len(self.view.packs())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from gateway.service import Service
 from gateway.settings import Settings
 from leases.lessor import Caller
 from tests.factories import History
+from tests.stores import s3_of
 
 MSGPACK = "application/x-msgpack"
 
@@ -127,10 +128,21 @@ def decoded(content_type: str, content: bytes) -> dict[str, Any]:
     return body
 
 
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with closing(listening_socket("127.0.0.1")) as listening:
+        port: int = listening.getsockname()[1]
+        return port
+
+
 def settings_for(database_url: str, data_dir: Path, **changes: Any) -> Settings:
-    """Settings of a test's gateway."""
+    """Settings of a test's gateway, on the store that stands for this folder."""
     return Settings(
-        database_url=Secret(database_url), data_dir=data_dir, log_level="warning", **changes
+        database_url=Secret(database_url),
+        data_dir=data_dir,
+        s3=s3_of(data_dir),
+        log_level="warning",
+        **changes,
     )
 
 

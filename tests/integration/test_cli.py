@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from gateway.cli import main
 from leases.errors import Unavailable
+from leases.owner import OWNER_KEY, Mark
 from tests.integration.commands import Commands
 
 
@@ -114,9 +115,7 @@ def test_sweep_reaps_what_is_due(commands: Commands) -> None:
 
 def test_sweep_leaves_another_logs_store_alone(commands: Commands) -> None:
     commands.grant(ended=True)
-    owner = commands.data_dir / "transient" / ".owner"
-    owner.parent.mkdir(parents=True, exist_ok=True)
-    owner.write_text(json.dumps({"log_id": "another", "position": 0, "hash": ""}))
+    commands.view.write([OWNER_KEY], Mark(log_id="another", position=0, hash="").dump())
     result = commands.run("sweep", exits=75)
     assert "paused" in result.stderr
     assert "another" in result.stderr
@@ -179,23 +178,26 @@ def test_serve_serves_and_ends_on_sigterm(commands: Commands) -> None:
     """As a real process: the event loop, the signals and the log are the real ones."""
     port = free_port()
     commands.grant(ended=True)
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "gateway", "serve", "--port", str(port)],
         env=os.environ | commands.environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    try:
-        ready = wait_until_ready(f"http://127.0.0.1:{port}/readyz", process)
-        assert ready["status"] in ("ok", "degraded")
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode in (0, -signal.SIGTERM)
-    assert out == ""
-    lines = [json.loads(line) for line in err.splitlines()]
-    assert {"start_up_sweep", "Application shutdown complete."} <= {line["event"] for line in lines}
+    ) as process:
+        try:
+            ready = wait_until_ready(f"http://127.0.0.1:{port}/readyz", process)
+            assert ready["status"] in ("ok", "degraded")
+            assert process.stdout is not None
+            assert process.stderr is not None
+            for line in process.stderr:
+                if json.loads(line)["event"] == "start_up_sweep":
+                    break
+            process.send_signal(signal.SIGTERM)
+            events = [json.loads(line)["event"] for line in process.stderr]
+            assert process.stdout.read() == ""
+            assert process.wait(timeout=30) in (0, -signal.SIGTERM)
+        finally:
+            process.kill()
+    assert "Application shutdown complete." in events
     assert commands.blobs() == 0

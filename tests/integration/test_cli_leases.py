@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from leases.owner import Mark
+from leases.owner import OWNER_KEY, Mark
 from tests.integration.commands import Commands
 
 
@@ -29,9 +29,7 @@ def overdue(commands: Commands, ago: str = "1 hour") -> None:
 
 
 def mark(commands: Commands, log_id: str) -> None:
-    owner = commands.data_dir / "transient" / ".owner"
-    owner.parent.mkdir(parents=True, exist_ok=True)
-    owner.write_bytes(Mark(log_id=log_id, position=0, hash="").dump())
+    commands.view.write([OWNER_KEY], Mark(log_id=log_id, position=0, hash="").dump())
 
 
 def test_revoke_names_who_and_why(commands: Commands) -> None:
@@ -137,9 +135,7 @@ def test_orphans_are_told_before_they_are_touched(commands: Commands) -> None:
     gone = commands.grant(ended=True)
     key = str(lease_of(commands, gone)["storage_key"])
     commands.run("sweep")
-    (commands.data_dir / key).parent.mkdir(parents=True, exist_ok=True)
-    (commands.data_dir / key).write_bytes(b"back again")
-    (commands.data_dir / "transient" / "strange").write_bytes(b"?")
+    commands.view.write([key, "transient/strange"], b"back again")
     told = commands.json("sweep", "--orphans", "--dry-run", exits=4)
     assert (told["residue_deleted"], told["findings_count"]) == (1, 1)
     assert commands.blobs() == 2

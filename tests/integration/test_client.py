@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,6 +20,8 @@ from tests.cutting_proxy import CuttingProxy
 from tests.factories import make_history
 from tests.git_repositories import EXECUTABLE, LINK, GitRepository
 from tests.integration.gateways import LiveGateway, serving, settings_for
+from tests.rgw import server
+from tests.stores import ON_S3, s3_of
 
 REPO = "ada/project"
 MakeClient = Callable[[], AsyncClient]
@@ -134,11 +137,15 @@ async def behind(
     proxy: CuttingProxy, database_url: str, folder: Path
 ) -> AsyncIterator[tuple[LiveGateway, AsyncClient]]:
     async with proxy:
-        settings = settings_for(database_url, folder, public_url=proxy.url)
+        if ON_S3:
+            s3 = replace(s3_of(folder), s3_public_endpoint=proxy.url)
+            settings = replace(settings_for(database_url, folder), s3=s3)
+        else:
+            settings = settings_for(database_url, folder, public_url=proxy.url)
         async with serving(settings) as gateway:
-            proxy.target_port = gateway.port
+            proxy.target_port = server().port if ON_S3 else gateway.port
             token = await gateway.token("push")
-            async with AsyncClient(f"{proxy.url}/{REPO}", token=token) as client:
+            async with AsyncClient(f"{gateway.url}/{REPO}", token=token) as client:
                 yield gateway, client
 
 

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from gateway.logs import configure
 from gateway.wire.limits import WireLimits
 from tests.integration.gateways import LiveGateway, serving, settings_for
+from tests.stores import ON_S3
 
 SMALL = WireLimits(
     body_bytes_max=100_000,
@@ -80,10 +81,10 @@ async def test_one_line_a_request_without_its_query(
 ) -> None:
     path = "/blobs/transient/a/b?expires=1&signature=5ec7e7"
     answer = await live_gateway.call("GET", path, headers={"X-Request-Id": "r1"})
-    assert answer.status == 403
+    assert answer.status == (404 if ON_S3 else 403)
     (line,) = told(log, "request")
     assert line["path"] == "/blobs/transient/a/b"
-    assert (line["method"], line["status"], line["request_id"]) == ("GET", 403, "r1")
+    assert (line["method"], line["status"], line["request_id"]) == ("GET", answer.status, "r1")
     assert line["answer_bytes"]
     assert line["duration_ms"]
     assert "5ec7e7" not in log.getvalue()
