@@ -49,9 +49,10 @@ def test_gc_tells_first_and_removes_then(commands: Commands) -> None:
     commands.json("repo", "create", "o/r")
 
 
-@pytest.mark.parametrize(
-    "step", [Step.CONTENT_REMOVED, Step.SEGMENTS_CONDEMNED, Step.SEGMENTS_DELETED], ids=str
-)
+COLLECTIONS = (Step.CONTENT_REMOVED, Step.SEGMENTS_CONDEMNED, Step.SEGMENTS_DELETED)
+
+
+@pytest.mark.parametrize("step", COLLECTIONS, ids=str)
 def test_after_kill_9_the_next_run_finishes(commands: Commands, step: Step) -> None:
     push(commands, "o/r", make_history(1))
     push(commands, "o/kept", make_history(2))

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from gateway.demo.rados_gateway import HOW_TO_GET_IT
 from tests.git_repositories import EXECUTABLE, LINK, GitRepository
+from tests.rgw import check_s3_server
 
 COMMAND = [sys.executable, "-c", "from gateway.cli import main; main()", "demo"]
 
@@ -38,7 +40,10 @@ def processes_with(text: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_everything_it_claims_holds(open_folder: Path) -> None:
+@pytest.mark.parametrize("store", ["local", "s3"])
+def test_everything_it_claims_holds(open_folder: Path, store: str) -> None:
+    if store == "s3":
+        check_s3_server()
     with GitRepository(open_folder / "git") as git:
         base = git.commit({b"a": b"one", b"d/b": b"two", b"empty": b""})
         side = git.commit({b"a": b"one", b"d/b": b"side"}, parents=[base])
@@ -47,7 +52,9 @@ def test_everything_it_claims_holds(open_folder: Path) -> None:
             {b"a": b"main", b"d/run": (EXECUTABLE, b"#!"), b"l": (LINK, b"a"), b"\xff": b"odd"},
             parents=[main, side],
         )
-    environ = environment(open_folder, DEMO_REPO=str(open_folder / "git"), DEMO_TTL="2")
+    environ = environment(
+        open_folder, DEMO_REPO=str(open_folder / "git"), DEMO_TTL="2", DEMO_STORE=store
+    )
     done = subprocess.run(COMMAND, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "All of it held" in done.stdout
@@ -60,6 +67,15 @@ def test_everything_it_claims_holds(open_folder: Path) -> None:
     left = list((open_folder / "scratch").iterdir())
     assert [path.suffix for path in left] == [".log"]
     assert processes_with(open_folder) == []
+
+
+def test_without_an_s3_server_it_says_what_to_install(open_folder: Path) -> None:
+    environ = environment(open_folder, DEMO_STORE="s3", PATH=str(open_folder))
+    done = subprocess.run(COMMAND, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 75
+    assert HOW_TO_GET_IT in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((open_folder / "scratch").iterdir()) == []
 
 
 @pytest.mark.timeout(60)
