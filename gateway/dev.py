@@ -110,12 +110,12 @@ class DevFolder:
         """The environment's settings with this folder's database and store."""
         return Settings.from_environment(**self._overrides(host, port))
 
-    def write_env_file(self, *, host: str, port: int) -> None:
-        """What `set -a; . mpack.env` needs so that the other commands find this gateway."""
-        lines = [
-            f"MPACK_{name.upper()}={shlex.quote(text)}\n"
-            for name, text in self._overrides(host, port).items()
-        ]
+    def write_env_file(self, settings: Settings) -> None:
+        """What `set -a; . mpack.env` needs so that the other commands find this gateway, and its
+        bucket, if it was given one: a sweep of the wrong store would record what it did not do.
+        """
+        told = self._overrides(settings.host, settings.port) | settings.s3.told()
+        lines = [f"MPACK_{name.upper()}={shlex.quote(text)}\n" for name, text in told.items()]
         _write_private(self.env_file, "".join(lines))
 
     def _overrides(self, host: str, port: int) -> dict[str, str]:
@@ -148,8 +148,8 @@ def serve(path: Path, *, host: str, port: int, announce: Callable[[Running], Non
         lock.flush()
         try:
             folder.postgres.start()
-            folder.write_env_file(host=host, port=port)
             settings = folder.settings(host=host, port=port)
+            folder.write_env_file(settings)
             asyncio.run(_serve(folder, settings, listening, announce=announce))
         finally:
             # A second Ctrl-C must not leave the database running.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -20,6 +20,7 @@ from gateway.cli.exits import Exit, told
 if TYPE_CHECKING:
     from gateway.demo.process import GatewayProcess
     from gateway.demo.report import Report
+    from gateway.demo.store import DemoStore
 
 # Sharing is for TTLs of half a minute and more; nobody wants to watch that long.
 _SETTINGS = {"MPACK_SHARE_TTL_MIN_SECONDS": "0.5", "MPACK_SHARE_GUARD_SECONDS": "0.2"}
@@ -35,8 +36,12 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     "--ttl", envvar="DEMO_TTL", type=click.FloatRange(1, 600), default=10.0, show_default=True,
     metavar="SECONDS", help="How long the first pack's URL lives (DEMO_TTL).",
 )  # fmt: skip
+@click.option(
+    "--store", envvar="DEMO_STORE", type=click.Choice(["local", "s3"]), default="local",
+    show_default=True, help="A folder, or a real S3 that is started for it (DEMO_STORE).",
+)  # fmt: skip
 @click.option("--keep", envvar="KEEP", is_flag=True, help="Stay up afterwards (KEEP=1).")
-def demo(*, repo: Path, ttl: float, keep: bool) -> None:
+def demo(*, repo: Path, ttl: float, store: Literal["local", "s3"], keep: bool) -> None:
     """See the whole life of a pack in a minute, with every claim checked.
 
     A real gateway process, a real Git history, kill -9 included; nothing is left behind but the
@@ -46,16 +51,16 @@ def demo(*, repo: Path, ttl: float, keep: bool) -> None:
 
     report = Report()
     began = time.monotonic()
-    with told(), _ended_by_signals(), _scratch() as scratch:
-        gateway = _gateway(scratch)
+    with told(), _ended_by_signals(), _scratch() as scratch, _opened(store, scratch) as blobs:
+        gateway = _gateway(scratch, blobs)
         try:
-            _tell(report, gateway, scratch=scratch, repo=repo.absolute(), ttl=ttl)
+            _tell(report, gateway, blobs, scratch=scratch, repo=repo.absolute(), ttl=ttl)
             took = time.monotonic() - began
             if keep:
                 _stay(gateway)
         finally:
             with _undisturbed():
-                _leave(report, gateway)
+                _leave(report, gateway, blobs)
     click.echo()
     if report.failed:
         click.secho(f"Not everything held: {'; '.join(report.failed)}", fg="red", bold=True)
@@ -63,23 +68,50 @@ def demo(*, repo: Path, ttl: float, keep: bool) -> None:
     click.secho(f"All of it held, in {took:.0f} s.", bold=True)
 
 
-def _gateway(scratch: Path) -> GatewayProcess:
+@contextmanager
+def _opened(kind: Literal["local", "s3"], scratch: Path) -> Iterator[DemoStore]:
+    from gateway.demo.store import open_store
+
+    store = open_store(kind, scratch / "gateway", scratch)
+    try:
+        yield store
+    finally:
+        with _undisturbed():
+            store.close()
+
+
+def _gateway(scratch: Path, store: DemoStore) -> GatewayProcess:
     from gateway.demo.process import GatewayProcess
 
     handle, log_file = tempfile.mkstemp(prefix="mpack-gateway-demo-", suffix=".log")
     os.close(handle)
-    return GatewayProcess(scratch / "gateway", _SETTINGS, log_file=Path(log_file))
+    settings = _SETTINGS | dict(store.settings())
+    return GatewayProcess(scratch / "gateway", settings, log_file=Path(log_file))
 
 
 def _tell(
-    report: Report, gateway: GatewayProcess, *, scratch: Path, repo: Path, ttl: float
+    report: Report,
+    gateway: GatewayProcess,
+    store: DemoStore,
+    *,
+    scratch: Path,
+    repo: Path,
+    ttl: float,
 ) -> None:
     from gateway.demo.sources import open_source
     from gateway.demo.story import Stage, tell
 
     source = open_source(repo, scratch)
     with source.history:
-        tell(Stage(report=report, gateway=gateway, source=source, scratch=scratch, ttl_seconds=ttl))
+        stage = Stage(
+            report=report,
+            gateway=gateway,
+            store=store,
+            source=source,
+            scratch=scratch,
+            ttl_seconds=ttl,
+        )
+        tell(stage)
 
 
 def _stay(gateway: GatewayProcess) -> None:
@@ -106,10 +138,11 @@ def _stay(gateway: GatewayProcess) -> None:
         click.echo()
 
 
-def _leave(report: Report, gateway: GatewayProcess) -> None:
-    """End the gateway, and see that it is gone."""
+def _leave(report: Report, gateway: GatewayProcess, store: DemoStore) -> None:
+    """End the gateway and its store, and see that they are gone."""
     code = gateway.stop()
-    left = gateway.database_processes()
+    store.close()
+    left = [*gateway.database_processes(), *store.pids()]
     gateway.close()
     gateway.remove()
     if code is not None:

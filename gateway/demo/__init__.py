@@ -2,6 +2,7 @@
 
 report.py    what is said, and what was true
 process.py   the gateway as a process of its own, to be killed and started again
+store.py     where the blobs are, looked at past the gateway: the disk, or a bucket
 sources.py   the Git history it shows, and Git's own account of its files
 story.py     what happens, in order
 """

@@ -53,11 +53,6 @@ class GatewayProcess:
         """The admin token that `dev` made."""
         return (self.folder / "admin-token").read_text().strip()
 
-    @property
-    def store_folder(self) -> Path:
-        """Where the blobs' files are: a blob's key is its path below it."""
-        return self.folder / "store"
-
     def start(self) -> float:
         """Start it; the seconds until it was ready.
 

@@ -15,6 +15,7 @@ from gateway.client import Client, MpackAnswer, checkout, unpack
 from gateway.demo.process import GatewayProcess
 from gateway.demo.report import Report, seconds, size
 from gateway.demo.sources import Source, differences, files_by_git
+from gateway.demo.store import DemoStore
 from gateway.demo.watch import Watch
 from leases.clock import SystemClock
 
@@ -33,6 +34,7 @@ class Stage:
 
     report: Report
     gateway: GatewayProcess
+    store: DemoStore
     source: Source
     scratch: Path
     ttl_seconds: float
@@ -48,7 +50,7 @@ def tell(stage: Stage) -> None:
 
 
 def _start(stage: Stage) -> None:
-    stage.report.chapter("A gateway with a PostgreSQL and a store of its own, as a real process")
+    stage.report.chapter(stage.store.title)
     took = stage.gateway.start()
     stage.report.check(f"it serves {stage.gateway.url}", true=True, figure=f"after {seconds(took)}")
     stage.report.note(f"everything is in {stage.gateway.folder}")
@@ -86,7 +88,8 @@ def _life(stage: Stage, client: Client) -> list[MpackAnswer]:
     with client.download(answer, stage.scratch / "pack") as got:
         again = client.fetch_mpack([head], ttl_seconds=stage.ttl_seconds, encoding="zstd")
         lease = stage.gateway.lease(answer.mpack_id)
-        with Watch(stage.gateway.store_folder / lease["storage_key"]) as watch:
+        key = lease["storage_key"]
+        with Watch(lambda: stage.store.has(key)) as watch:
             report.check(
                 "downloaded through its presigned URL, SHA-256 as promised",
                 not got.fetched_anew,
@@ -134,18 +137,19 @@ def _deadline(stage: Stage, watch: Watch, *, answers: list[MpackAnswer]) -> None
     if _sleep_until(nearly):
         alive = gateway.status_of(url)
         report.check("shortly before its end the URL still works", alive == 200, f"HTTP {alive}")
+    what, where = stage.store.blob, stage.store.place
     gone = watch.wait(delete_at + timedelta(seconds=10))
     lease = _reclaimed(gateway, mpack_id)
     if gone and watch.gone_at is not None and watch.last_seen_at is not None:
         late = _milliseconds(watch.gone_at - delete_at)
-        report.check("the file was there until its deadline, not a moment less", late >= 0)
+        report.check(f"the {what} was there until its deadline, not a moment less", late >= 0)
         report.check(
-            f"the file is gone from the disk, within {PROMISE_MS} ms",
+            f"the {what} is gone from the {where}, within {PROMISE_MS} ms",
             0 <= late <= PROMISE_MS,
             f"{late:.0f} ms after its deadline",
         )
     else:
-        report.check("the file is gone from the disk", true=False)
+        report.check(f"the {what} is gone from the {where}", true=False)
     report.check(
         "the lease table says so, too",
         lease["state"] == "reclaimed" and 0 <= (lease["lateness_ms"] or 0) <= PROMISE_MS,
@@ -168,14 +172,15 @@ def _outage(stage: Stage, client: Client) -> MpackAnswer:
     answer = client.fetch_mpack([head], ttl_seconds=ttl, encoding="zstd")
     assert answer.mpack_id is not None
     lease = gateway.lease(answer.mpack_id)
-    blob = gateway.store_folder / lease["storage_key"]
-    report.check(f"a new pack, never an old id again, for {ttl:g} s", blob.exists())
+    key = lease["storage_key"]
+    there = stage.store.has(key)
+    report.check(f"a new pack, never an old id again, for {ttl:g} s", there)
     gateway.kill()
     delete_at = _moment(lease["delete_at"])
     _sleep_until(delete_at + timedelta(seconds=_OVERDUE_SECONDS))
     report.check(
         "killed; its deadline has passed, and nobody was there to delete the blob",
-        blob.exists(),
+        stage.store.has(key),
         f"due for {seconds(_OVERDUE_SECONDS)}",
     )
     took = gateway.start()
@@ -191,7 +196,7 @@ def _outage(stage: Stage, client: Client) -> MpackAnswer:
     )
     report.check(
         "its blob is gone, its URL is dead",
-        not blob.exists() and gateway.status_of(answer.mpack_url or "") in _DEAD,
+        not stage.store.has(key) and gateway.status_of(answer.mpack_url or "") in _DEAD,
         f"at most {seconds(max(recorded, 0.001))} after it was ready",
     )
     return answer
@@ -199,7 +204,7 @@ def _outage(stage: Stage, client: Client) -> MpackAnswer:
 
 def _secrets(stage: Stage, answers: list[MpackAnswer]) -> None:
     said = stage.gateway.log_file.read_text(errors="replace")
-    secrets = [stage.gateway.token]
+    secrets = [stage.gateway.token, *stage.store.secrets()]
     for answer in answers:
         query = parse_qs(urlsplit(answer.mpack_url or "").query)
         secrets += [text for name in query for text in query[name] if "signature" in name.lower()]

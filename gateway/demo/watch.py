@@ -1,11 +1,11 @@
-"""Watches a blob's file until it is gone, and remembers when that was."""
+"""Watches a blob until it is gone, and remembers when that was."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -15,10 +15,10 @@ _LOOK_SECONDS = 0.002  # Finer than the figure that is told.
 
 
 class Watch:
-    """A thread that looks at one file all the time; leave the context to end it early."""
+    """A thread that looks at one blob all the time; leave the context to end it early."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, is_there: Callable[[], bool]) -> None:
+        self._is_there = is_there
         self._clock = SystemClock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="demo-watch", daemon=True)
@@ -39,7 +39,7 @@ class Watch:
         self._thread.join()
 
     def wait(self, until: datetime) -> bool:
-        """Whether the file was gone by this moment of the wall clock."""
+        """Whether the blob was gone by this moment of the wall clock."""
         while self.gone_at is None:
             left = (until - self._clock.now()).total_seconds()
             if left <= 0:
@@ -52,7 +52,7 @@ class Watch:
             # The time is taken before the look for "still there" and after it for "gone": each
             # errs against us.
             before = self._clock.now()
-            if not self._path.exists():
+            if not self._is_there():
                 self.gone_at = self._clock.now()
                 return
             self.last_seen_at = before

@@ -40,6 +40,10 @@ class S3Settings:
         """What signed URLs begin with, without the bucket."""
         return (self.s3_public_endpoint or self.base_url).rstrip("/")
 
+    def told(self) -> dict[str, str]:
+        """What was set, as it is told to another process: secrets among it."""
+        return {name: _text(getattr(self, name)) for name in self._set()}
+
     def problems(self) -> list[str]:
         """One sentence, without its full stop, for each value or pair that cannot work."""
         if self.s3_bucket is None:
@@ -69,6 +73,10 @@ class S3Settings:
                 yield f"{first} and {second} go together; one of them is missing"
         if self.s3_session_token is not None and self.s3_access_key is None:
             yield "s3_session_token needs the s3_access_key that it belongs to"
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _is_address(url: str) -> bool:
