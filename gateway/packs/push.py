@@ -47,7 +47,7 @@ from gateway.packs.push_rows import (
 )
 from gateway.packs.repos import Repo, branch_heads, repo_stream
 from gateway.packs.segments import Chunk, SegmentWriter, verify_objects
-from gateway.packs.transaction import reading, transaction
+from gateway.packs.transaction import reading, transaction, tried_again
 from gateway.wire.branches import check_branch
 from gateway.wire.limits import WireLimits
 from gateway.wire.messages import PushRequest
@@ -116,14 +116,22 @@ class PushService:
             read_bundle, request.bundle, branch=request.branch, limits=limits
         )
         chunk = await verify_objects(request.bundle.objects)
-        async with reading(self._database) as reader:
-            prepared = await self._prepare(reader, repo, sent, request=request, chunk=chunk)
-            head = await branch_head(reader, repo.repo_id, request.branch)
-            await self._check_move(reader, prepared, head)
+
+        async def prepare() -> _Prepared:
+            async with reading(self._database) as reader:
+                prepared = await self._prepare(reader, repo, sent, request=request, chunk=chunk)
+                head = await branch_head(reader, repo.repo_id, request.branch)
+                await self._check_move(reader, prepared, head)
+            return prepared
+
+        async def read_heads() -> dict[str, str]:
+            async with reading(self._database) as reader:
+                return await branch_heads(reader, repo.repo_id)
+
+        prepared = await tried_again(prepare)
         await self._segments.store_verified(repo.repo_id, chunk, caller)
         moved = await self._move(repo, prepared, caller=caller)
-        async with reading(self._database) as reader:
-            heads = await branch_heads(reader, repo.repo_id)
+        heads = await tried_again(read_heads)
         heads[request.branch] = prepared.tip
         count = prepared.rows.commit_count
         return PushResult(

@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Sequence
 
+import asyncpg
 import pytest
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import NonFastForward
@@ -154,6 +156,30 @@ async def test_a_connection_that_dies_in_the_transaction_is_replaced(
     await killer.close()
     assert killed[0] > 0
     assert result.remote_head == await gate.head(repo) == history.head.commit_id
+
+
+async def test_a_push_outlives_a_lost_connection_at_any_statement(database: Database) -> None:
+    gate = gate_on(database)
+    repo = await gate.repo()
+    history = make_history(1, commits=1)
+    await gate.push(repo, history.bundle(with_objects=True))
+    left = 0
+
+    def lose(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise asyncpg.ConnectionDoesNotExistError
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", lose)
+    lost_at = 0
+    while left <= 0:  # One that is still to come was not reached: there are no more statements.
+        left = lost_at = lost_at + 1
+        files = {"own": history.content(b"%d" % lost_at)}
+        commit = history.commit(files, parents=[history.head])
+        await gate.push(repo, history.bundle([commit], with_objects=True))
+        assert await gate.head(repo) == commit.commit_id
+    assert lost_at > 10
 
 
 async def test_a_database_that_stays_away_is_unavailable(database: Database) -> None:
