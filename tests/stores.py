@@ -21,12 +21,14 @@ from tests.rgw import new_bucket, owner, s3_settings, server
 
 ON_S3 = os.environ.get("TEST_STORE", "local") == "s3"
 _WRITERS = 8
+_MARK = OWNER_KEY.rpartition("/")[2]
 
 
 class StoreView(Protocol):
     """A store seen from outside, past the gateway.
 
-    `keys` takes a whole folder as its prefix; `packs` are the transient blobs but the owner's mark.
+    `keys` takes a whole folder as its prefix; `packs` are the transient blobs but the owner's mark,
+    and without any `is_empty`: that is asked often, so it stops at the first one it sees.
     For the time of `locked(key)` this blob cannot be deleted, and it stands alone in its folder;
     for that of `away()` nobody reaches the store.
     """
@@ -34,6 +36,8 @@ class StoreView(Protocol):
     def keys(self, prefix: str) -> set[str]: ...
 
     def packs(self) -> set[str]: ...
+
+    def is_empty(self) -> bool: ...
 
     def write(self, keys: Sequence[str], content: bytes) -> None: ...
 
@@ -79,6 +83,12 @@ class FolderView:
     def packs(self) -> set[str]:
         return self.keys(PREFIX) - {OWNER_KEY}
 
+    def is_empty(self) -> bool:
+        self._root.stat()
+        return not any(
+            entry.is_file() and entry.name != _MARK for entry in (self._root / PREFIX).rglob("*")
+        )
+
     def write(self, keys: Sequence[str], content: bytes) -> None:
         for key in keys:
             path = self._root / key
@@ -120,6 +130,10 @@ class BucketView:
 
     def packs(self) -> set[str]:
         return self.keys(PREFIX) - {OWNER_KEY}
+
+    def is_empty(self) -> bool:
+        told = self._client.list_objects_v2(Bucket=self._name, Prefix=PREFIX, MaxKeys=2)
+        return {item["Key"] for item in told.get("Contents", ())} <= {OWNER_KEY}
 
     def write(self, keys: Sequence[str], content: bytes) -> None:
         def put(key: str) -> None:

@@ -128,7 +128,7 @@ def transient_blobs(gateways: Gateways) -> set[str]:
 
 async def all_are_gone(gateways: Gateways) -> bool:
     """No pack lies in the store any more."""
-    return not await asyncio.to_thread(gateways.view.packs)
+    return await asyncio.to_thread(gateways.view.is_empty)
 
 
 async def all_are_reclaimed(service: Service, count: int) -> bool:

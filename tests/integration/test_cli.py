@@ -174,6 +174,14 @@ def wait_until_ready(url: str, process: subprocess.Popen[str]) -> dict[str, obje
     raise Unavailable(f"the server ended with {process.returncode}")
 
 
+def event_of(line: str) -> str:
+    """A line that is no event is told as it is."""
+    try:
+        return str(json.loads(line)["event"])
+    except ValueError:
+        pytest.fail(f"not a line of the log: {line!r}")
+
+
 def test_serve_serves_and_ends_on_sigterm(commands: Commands) -> None:
     """As a real process: the event loop, the signals and the log are the real ones."""
     port = free_port()
@@ -191,10 +199,10 @@ def test_serve_serves_and_ends_on_sigterm(commands: Commands) -> None:
             assert process.stdout is not None
             assert process.stderr is not None
             for line in process.stderr:
-                if json.loads(line)["event"] == "start_up_sweep":
+                if event_of(line) == "start_up_sweep":
                     break
             process.send_signal(signal.SIGTERM)
-            events = [json.loads(line)["event"] for line in process.stderr]
+            events = [event_of(line) for line in process.stderr]
             assert process.stdout.read() == ""
             assert process.wait(timeout=30) in (0, -signal.SIGTERM)
         finally:

@@ -21,8 +21,8 @@ LOCAL = {"versioning", "lifecycle rule", "store's clock"}
 def examined(commands: Commands, *, exits: int = 0) -> dict[str, dict[str, Any]]:
     """Each check by its name."""
     told = commands.json("doctor", exits=exits)
-    assert told["ok"] is (exits == 0)
     checks: Any = told["checks"]
+    assert told["ok"] is (exits == 0), checks
     assert all(one["mend"] for one in checks if one["health"] in ("warning", "problem"))
     return {one["check"]: one for one in checks}
 
@@ -173,4 +173,5 @@ def test_a_versioned_bucket_is_refused(commands: Commands) -> None:
 def test_an_absent_bucket_is_told(commands: Commands) -> None:
     on_s3(commands)
     commands.environ["MPACK_S3_BUCKET"] = "nobody-has-this-bucket"
-    assert sick(examined(commands, exits=1)) == {"store"}
+    checks = examined(commands, exits=1)
+    assert sick(checks) == {"store"}, checks

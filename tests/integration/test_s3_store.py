@@ -6,18 +6,24 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from gateway.storage.s3 import S3Store, StoreRefused, StoreVersioned
+from gateway.storage.s3_clients import S3Clients
 from gateway.storage.s3_settings import S3Settings
 from gateway.storage.s3_upload import PART_BYTES
 from leases.clock import SystemClock
 from leases.errors import StoreUnavailable
 from leases.ports import DeleteOutcome, LifecycleRule
+from tests.loopback import bound_socket, served
 from tests.rgw import new_bucket, owner, s3_settings, server
 from tests.s3_proxy import Request, S3Proxy, answer, s3_proxied
 
@@ -373,6 +379,29 @@ async def test_without_keys_of_its_own_the_sdk_finds_some(
         async with httpx2.AsyncClient(trust_env=False) as http:
             url = await store.presign_get(KEY, expires_in=60)
             assert (await http.get(url)).content == b"x"
+
+
+async def test_the_end_of_temporary_keys_is_known(bare: pytest.MonkeyPatch) -> None:
+    """As a container's role gives them; they are renewed when they are about to end."""
+    ends = iter([timedelta(minutes=1), timedelta(hours=1)])
+    given: list[datetime] = []
+
+    async def keys(_request: object) -> JSONResponse:
+        given.append(SystemClock().now().replace(microsecond=0) + next(ends))
+        told = {"AccessKeyId": "AK", "SecretAccessKey": "SK", "Token": "T"}
+        return JSONResponse(told | {"Expiration": given[-1].strftime("%Y-%m-%dT%H:%M:%SZ")})
+
+    with served(Starlette(routes=[Route("/keys", keys)]), bound_socket()) as url:
+        bare.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{url}/keys")
+        clients = S3Clients(S3Settings(s3_bucket="packs"))
+        await clients.open()
+        try:
+            found = await clients.signing_keys()
+        finally:
+            await clients.close()
+    assert len(given) == 2
+    assert found.session_token == "T"
+    assert found.ends_at == given[-1]
 
 
 async def test_no_keys_at_all_are_told(bucket: str, bare: pytest.MonkeyPatch) -> None:
