@@ -23,23 +23,20 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, *, service: Service) -> None:
         super().__init__(config)
         self._service = service
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        service = self._service
-        if service.stopping or self._loop is None:
+        if self._service.stopping:
             super().handle_exit(sig, frame)
             return
-        service.stopping = True
-        seconds = service.settings.drain_seconds
+        self._service.stopping = True
+        # A signal's handler may run in the middle of anything, such as a line of the log being
+        # written: one that writes a line itself cuts that one in two, or fails.
+        asyncio.get_running_loop().call_soon_threadsafe(self._drain, sig, frame)
+
+    def _drain(self, sig: int, frame: FrameType | None) -> None:
+        seconds = self._service.settings.drain_seconds
         _log.info("replica_stopping", drain_seconds=seconds)
-        # A signal's handler may run between any two steps of the loop.
-        end = super().handle_exit
-        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, end, sig, frame)
+        asyncio.get_running_loop().call_later(seconds, super().handle_exit, sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Not before: a reader who comes back shall find another replica, and not this one again;

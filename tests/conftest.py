@@ -9,6 +9,7 @@ engine, database   an engine and a `leases.database.Database` on it, closed afte
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -128,3 +130,28 @@ async def database(engine: AsyncEngine) -> AsyncIterator[Database]:
     database = Database(engine)
     yield database
     await database.close()
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """The process's logging is put back afterwards; other tests read it."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    levels = {
+        name: (logging.getLogger(name).level, logging.getLogger(name).disabled)
+        for name in (
+            "uvicorn.access",
+            "apscheduler",
+            "sqlalchemy",
+            "httpx2",
+            "httpcore2",
+            "asyncio",
+        )
+    }
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, (old_level, disabled) in levels.items():
+        logging.getLogger(name).setLevel(old_level)
+        logging.getLogger(name).disabled = disabled
+    structlog.reset_defaults()

@@ -11,8 +11,7 @@ from gateway.cli.exits import Exit, run
 from gateway.cli.options import database_url_option, settings_of
 
 if TYPE_CHECKING:
-    import uvicorn
-
+    from gateway.draining import DrainingServer
     from gateway.settings import Settings
 
 
@@ -55,7 +54,7 @@ async def _check(settings: Settings) -> None:
         pass
 
 
-def make_server(settings: Settings, *, forwarded_allow_ips: str | None = None) -> uvicorn.Server:
+def make_server(settings: Settings, *, forwarded_allow_ips: str | None = None) -> DrainingServer:
     """A server for these settings, not yet running; one process, one event loop."""
     import uvicorn
 

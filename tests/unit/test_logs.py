@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -19,31 +18,6 @@ SIGNED = (
     "https://s3.example/b/k?X-Amz-Credential=AKIA%2F2026&X-Amz-Signature=5ec7e7&X-Amz-Expires=9"
 )
 LOCAL = "http://127.0.0.1/blobs/transient/a/b?expires=1&signature=5ec7e7"
-
-
-@pytest.fixture
-def restored() -> Iterator[None]:
-    """The process's logging is put back afterwards; other tests read it."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    levels = {
-        name: (logging.getLogger(name).level, logging.getLogger(name).disabled)
-        for name in (
-            "uvicorn.access",
-            "apscheduler",
-            "sqlalchemy",
-            "httpx2",
-            "httpcore2",
-            "asyncio",
-        )
-    }
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name, (old_level, disabled) in levels.items():
-        logging.getLogger(name).setLevel(old_level)
-        logging.getLogger(name).disabled = disabled
-    structlog.reset_defaults()
 
 
 def lines(form: Literal["json", "console"], write: Any) -> str:
@@ -73,7 +47,7 @@ def test_a_text_loses_its_secret_and_nothing_else(text: str, kept: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-@pytest.mark.usefixtures("restored")
+@pytest.mark.usefixtures("logging_restored")
 def test_no_line_holds_a_secret(form: Literal["json", "console"]) -> None:
     def write(log: Any) -> None:
         log.info("a", mpack_url=LOCAL, headers={"Authorization": f"Bearer {TOKEN}"})
@@ -94,7 +68,7 @@ def test_no_line_holds_a_secret(form: Literal["json", "console"]) -> None:
     assert "AKIA" not in told
 
 
-@pytest.mark.usefixtures("restored")
+@pytest.mark.usefixtures("logging_restored")
 def test_a_json_line_is_one_object_with_what_is_bound() -> None:
     def write(log: Any) -> None:
         with structlog.contextvars.bound_contextvars(request_id="r1"):
@@ -113,6 +87,6 @@ def test_a_json_line_is_one_object_with_what_is_bound() -> None:
     }
 
 
-@pytest.mark.usefixtures("restored")
+@pytest.mark.usefixtures("logging_restored")
 def test_debug_lines_stay_out() -> None:
     assert lines("json", lambda log: log.debug("quiet")) == ""
