@@ -21,6 +21,7 @@ class Deletions:
     def __init__(self) -> None:
         self.sent: dict[str, float] = {}
         self.gone: dict[str, float] = {}
+        self.keys_sent = 0
         self._changed = asyncio.Event()
 
     def watch(self, service: Service) -> None:
@@ -29,6 +30,7 @@ class Deletions:
 
         async def noted(keys: Sequence[str]) -> Mapping[str, DeleteOutcome | Exception]:
             sent = time.monotonic()
+            self.keys_sent += len(keys)
             outcomes = await delete_many(keys)
             gone = time.monotonic()
             for key, outcome in outcomes.items():
@@ -47,6 +49,14 @@ class Deletions:
             while missing := missing - self.gone.keys():
                 self._changed.clear()
                 await self._changed.wait()
+
+    def add(self, other: Deletions) -> None:
+        """What another process of this machine saw."""
+        for key, sent in other.sent.items():
+            self.sent[key] = min(sent, self.sent.get(key, sent))
+        for key, gone in other.gone.items():
+            self.gone[key] = max(gone, self.gone.get(key, gone))
+        self.keys_sent += other.keys_sent
 
     def against(
         self, due: Mapping[str, float], clock: DatabaseTime, prefix: str

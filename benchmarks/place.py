@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -27,6 +27,7 @@ from gateway.embedded_postgres import EmbeddedPostgres
 from gateway.packs.policy import PackPolicy
 from gateway.service import Service
 from gateway.settings import Settings
+from gateway.storage.s3_settings import S3Settings
 from leases.lessor import Caller
 from schema import migrate
 
@@ -38,11 +39,12 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Home:
-    """One database and the folder of blobs that goes with it; goes to other processes as it is."""
+    """One database and its folder of blobs, or its bucket; goes to other processes as it is."""
 
     url: str
     folder: Path
     server_pid: int
+    s3: S3Settings = field(default_factory=S3Settings)
 
     @property
     def driver_url(self) -> str:
@@ -93,7 +95,7 @@ class Place:
         await self._execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
         return self._home(name)
 
-    async def kept(self, name: str, prepare: Callable[[Home], Coroutine[Any, Any, None]]) -> Home:
+    async def kept(self, name: str, prepare: Callable[[Home], Coroutine[Any, Any, object]]) -> Home:
         """A home that is prepared once and then kept for every run."""
         if name not in self._kept:
             home = await self.home()
@@ -126,6 +128,19 @@ class Place:
         finally:
             if not self.quick:
                 self._end_worker()
+
+    async def replicas(
+        self,
+        count: int,
+        work: Callable[P, Coroutine[Any, Any, T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> list[T]:
+        """The same in so many processes at once; what each of them answers."""
+        with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as workers:
+            one = partial(work, *args, **kwargs)
+            waiting = [workers.submit(_in_worker, one) for _ in range(count)]
+            return await asyncio.gather(*(asyncio.wrap_future(future) for future in waiting))
 
     def _end_worker(self) -> None:
         if self._worker is not None:
@@ -162,6 +177,7 @@ async def serving(
     settings = Settings(
         database_url=Secret(home.url),
         data_dir=home.folder / "blobs",
+        s3=home.s3,
         pack=PackPolicy(spool_dir=home.folder),
     )
     service = Service(settings, watch=watch)

@@ -42,7 +42,8 @@ FROM events WHERE type = 'lease.reclaimed'
 """
 
 
-def _write_blobs(folder: Path, keys: Sequence[str]) -> None:
+def write_blobs(folder: Path, keys: Sequence[str]) -> None:
+    """Put a small blob under each key, and let the disk settle."""
     for key in keys:
         path = folder / "blobs" / key
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,21 +51,31 @@ def _write_blobs(folder: Path, keys: Sequence[str]) -> None:
     os.sync()
 
 
-def _batches(items: Sequence[str]) -> list[Sequence[str]]:
+def in_batches(items: Sequence[str]) -> list[Sequence[str]]:
+    """As many at a time as one claim or one request takes."""
     return [items[start : start + _BATCH] for start in range(0, len(items), _BATCH)]
 
 
-async def _grant(service: Service, mpack_ids: Sequence[str]) -> datetime:
-    """Append the facts of these leases; answers the moment at which they are all due."""
+async def grant(
+    service: Service, mpack_ids: Sequence[str], *, over_seconds: float = 0.0
+) -> datetime:
+    """Append the facts of these leases; answers the moment at which the first is due.
+
+    They fall due all at that moment, or one after the other for so many seconds.
+    """
     engine = service.engine
     now = engine.database_clock.now()
     delete_at = now + timedelta(seconds=1 + len(mpack_ids) / _GRANTED_PER_SECOND)
-    for batch in _batches(mpack_ids):
+    due_at = {
+        one: delete_at + timedelta(seconds=over_seconds * number / len(mpack_ids))
+        for number, one in enumerate(mpack_ids)
+    }
+    for batch in in_batches(mpack_ids):
         facts: list[NewEvent] = [
             lease_facts.reserved(one, log_id=engine.log_id, now=now) for one in batch
         ]
         await engine.log.append(facts)
-        facts = [lease_facts.activated(one, now=now, delete_at=delete_at) for one in batch]
+        facts = [lease_facts.activated(one, now=now, delete_at=due_at[one]) for one in batch]
         await engine.log.append(facts)
     engine.alarm.arm(delete_at)
     return delete_at
@@ -72,9 +83,9 @@ async def _grant(service: Service, mpack_ids: Sequence[str]) -> datetime:
 
 async def _control(home: Home, service: Service, keys: Sequence[str]) -> float:
     """The least work that deletes and records as many; blobs a second."""
-    await asyncio.to_thread(_write_blobs, home.folder, keys)
+    await asyncio.to_thread(write_blobs, home.folder, keys)
     batches = asyncio.Queue[Sequence[str]]()
-    for batch in _batches(keys):
+    for batch in in_batches(keys):
         batches.put_nowait(batch)
     async with plain_inserts(home, callers=_WORKERS) as plain:
 
@@ -91,7 +102,7 @@ async def _control(home: Home, service: Service, keys: Sequence[str]) -> float:
         return len(keys) / (time.perf_counter() - began)
 
 
-async def _all_recorded(service: Service, leases: int) -> float:
+async def all_recorded(service: Service, leases: int) -> float:
     """Wait for the last record; its time by the database's clock, in epoch seconds."""
     while True:
         row = await service.database.fetchrow(_RECORDED)
@@ -107,13 +118,13 @@ async def _measure(home: Home, leases: int) -> Run:
         mpack_ids = [new_mpack_id() for _ in range(leases)]
         keys = [storage_key(service.engine.log_id, one) for one in mpack_ids]
         control = await _control(home, service, [f"control/{one}" for one in mpack_ids])
-        await asyncio.to_thread(_write_blobs, home.folder, keys)
+        await asyncio.to_thread(write_blobs, home.folder, keys)
         clock = await database_time(service.database)
-        delete_at = (await _grant(service, mpack_ids)).timestamp()
+        delete_at = (await grant(service, mpack_ids)).timestamp()
         assert clock.at(time.monotonic()) < delete_at, "granting took too long"
         before = Usage.now(home)
         await deletions.wait_for(keys)
-        last = await _all_recorded(service, leases)
+        last = await all_recorded(service, leases)
         used = Usage.now(home).since(before)
     found = deletions.against(dict.fromkeys(keys, delete_at), clock, "")
     rate = leases / (last - delete_at)

@@ -11,7 +11,6 @@ from typing import Self
 from benchmarks.place import Home
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +68,12 @@ def _ticks(path: str, *, fields: int) -> int:
 
 def memory_bytes() -> int:
     """What this process holds in memory now."""
-    return _status_bytes("VmRSS")
+    return _status_bytes("VmRSS", os.getpid())
 
 
-def memory_bytes_peak() -> int:
-    """The most it held since `forget_memory_peak`."""
-    return _status_bytes("VmHWM")
+def memory_bytes_peak(pid: int | None = None) -> int:
+    """The most it held since `forget_memory_peak`; or another process since its start."""
+    return _status_bytes("VmHWM", pid or os.getpid())
 
 
 def forget_memory_peak() -> None:
@@ -82,6 +81,6 @@ def forget_memory_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _status_bytes(name: str) -> int:
-    lines = (line.split() for line in _STATUS.read_text().splitlines())
+def _status_bytes(name: str, pid: int) -> int:
+    lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return next(int(words[1]) * 1024 for words in lines if words[0] == f"{name}:")
