@@ -26,6 +26,7 @@ from gateway.demo.rados_gateway import HOW_TO_GET_IT
 from gateway.embedded_postgres import EmbeddedPostgres
 from leases.database import Database
 from leases.errors import Unavailable
+from tests import secrecy
 from tests.databases import TEMPLATE, NewDatabase, cloned, make_template
 from tests.rgw import NO_S3_SERVER, stop_server
 
@@ -56,6 +57,10 @@ _ON_BOTH_STORES = (
     *("::test_leases_of_a_process_killed", "::test_claims_of_a_killed_process"),
     "::test_a_store_that_is_away",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(secrecy)
 
 
 def pytest_unconfigure() -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from gateway.embedded_postgres import EmbeddedPostgres
 from schema.migrate import upgrade
+from tests.secrecy import check_database
 
 TEMPLATE = "mpack_template"
 NewDatabase = Callable[[], AbstractContextManager[str]]
@@ -34,11 +35,15 @@ def make_template(server: EmbeddedPostgres) -> None:
 
 @contextmanager
 def cloned(server: EmbeddedPostgres) -> Iterator[str]:
-    """A clone of the template for the time of the block; yields its URL."""
+    """A clone of the template for the time of the block; yields its URL.
+
+    At its end nothing secret may be kept there.
+    """
     name = f"test_{uuid4().hex[:12]}"
     run_apart(_execute(server, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY"))
     try:
         yield server.url(name)
+        run_apart(_check_secrecy(server.url(name)))
     finally:
         run_apart(_execute(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
 
@@ -47,6 +52,14 @@ async def _execute(server: EmbeddedPostgres, sql: str) -> None:
     connection = await asyncpg.connect(driver_url(server.url()))
     try:
         await connection.execute(sql)
+    finally:
+        await connection.close()
+
+
+async def _check_secrecy(url: str) -> None:
+    connection = await asyncpg.connect(driver_url(url))
+    try:
+        await check_database(connection)
     finally:
         await connection.close()
 

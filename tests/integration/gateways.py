@@ -23,6 +23,7 @@ from gateway.service import Service
 from gateway.settings import Settings
 from leases.lessor import Caller
 from tests.factories import History
+from tests.secrecy import check
 from tests.stores import s3_of
 
 MSGPACK = "application/x-msgpack"
@@ -35,6 +36,10 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.status >= 400:
+            check(f"{self.body} {dict(self.headers)}", where="a refusal's words")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.gateways import LiveGateway
+from tests.secrecy import check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class Scrape:
     """All lines of one scrape."""
 
     def __init__(self, text: str) -> None:
+        check(text, where="the metrics")
         self.text = text
         self.samples = [
             Sample(name=one.name, labels=one.labels, value=one.value)
