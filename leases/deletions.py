@@ -12,19 +12,56 @@ from leases.ports import AbortsUploads, BlobStore, DeleteOutcome, DeletesMany
 # For calls that take one key: so many at once, and so many deletions in a batch.
 _SINGLE_CALLS_AT_ONCE = 16
 _SINGLE_DELETES_BATCH = 128
+_BATCH_FIRST = 250
+_BATCH_LEAST = 16
+# Of its limit; beyond it others wait for the record, and a busier minute would cost the batch.
+_BATCH_SHARE_OF_TIMEOUT = 0.25
+
+
+class BatchSize:
+    """How many keys are deleted at once: as many as the store deletes in good time.
+
+    A thousand keys take a folder a tenth of a second and an S3 server several; with a dozen workers
+    at it more than the limit, and then all of them are asked for again
+    (`make bench ARGS=replicas-s3`).
+    """
+
+    def __init__(self, most: int, *, seconds_max: float) -> None:
+        self._most = most
+        self._seconds_max = seconds_max
+        self.value = min(_BATCH_FIRST, most)
+
+    def learn(self, count: int, seconds: float) -> None:
+        """Take in how long so many keys took, or how long they were waited for in vain."""
+        if seconds > self._seconds_max:
+            fitting = int(count * self._seconds_max / seconds)
+            self.value = min(self.value, max(_BATCH_LEAST, fitting))
+        elif count >= self.value:
+            self.value = min(2 * self.value, self._most)
 
 
 class Deletions:
-    """Deletes blobs within `timeout_seconds` a batch, each key tried once."""
+    """Deletes blobs, at most `batch_max` at once within `timeout_seconds`, each key tried once."""
 
-    def __init__(self, store: BlobStore, *, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        store: BlobStore,
+        *,
+        batch_max: int,
+        timeout_seconds: float,
+        monotonic: Callable[[], float],
+    ) -> None:
         self._store = store
         self._timeout_seconds = timeout_seconds
+        self._monotonic = monotonic
+        if not isinstance(store, DeletesMany):
+            batch_max = min(batch_max, _SINGLE_DELETES_BATCH)
+        self._batch = BatchSize(batch_max, seconds_max=timeout_seconds * _BATCH_SHARE_OF_TIMEOUT)
 
-    def batch_max(self, wished: int) -> int:
-        """How many keys one batch may hold, so that it ends in time."""
-        many = isinstance(self._store, DeletesMany)
-        return wished if many else min(wished, _SINGLE_DELETES_BATCH)
+    @property
+    def batch(self) -> int:
+        """How many keys the next batch may hold, so that it ends in time."""
+        return self._batch.value
 
     async def delete(self, leases: Sequence[Lease]) -> Mapping[str, DeleteOutcome | BaseException]:
         """Delete every blob; the answer holds an outcome or an exception for every key."""
@@ -32,6 +69,7 @@ class Deletions:
             assert lease.storage_key.startswith(PREFIX), lease.storage_key
         keys = [lease.storage_key for lease in leases]
         found: dict[str, DeleteOutcome | BaseException] = {}
+        began = self._monotonic()
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 await self._abort_uploads(leases, found)
@@ -43,6 +81,7 @@ class Deletions:
         except Exception as error:  # noqa: BLE001  whatever a host's store raises
             for key in keys:
                 found.setdefault(key, error)
+        self._batch.learn(len(keys), self._monotonic() - began)
         for key in keys:
             found.setdefault(key, StoreUnavailable("The store said nothing about this key."))
         return found

@@ -107,8 +107,12 @@ class Reaper:
         self.circuit = Circuit(
             pause_seconds=policy.circuit_pause_seconds, monotonic=clock.monotonic
         )
-        self._deletions = Deletions(store, timeout_seconds=policy.delete_timeout_seconds)
-        self.batch = self._deletions.batch_max(policy.reap_batch)
+        self._deletions = Deletions(
+            store,
+            batch_max=policy.reap_batch,
+            timeout_seconds=policy.delete_timeout_seconds,
+            monotonic=clock.monotonic,
+        )
         self._wakes: asyncio.Queue[Trigger] = asyncio.Queue(maxsize=policy.reap_workers)
         self._unsettled: list[UUID] = []
         self._busy = 0
@@ -116,6 +120,11 @@ class Reaper:
         self._idle = asyncio.Event()
         self._idle.set()
         self.found_nothing: Callable[[], None] = lambda: None
+
+    @property
+    def batch(self) -> int:
+        """How many leases are claimed at once now."""
+        return self._deletions.batch
 
     # Who calls. ----------------------------------------------------------------------------------
 
@@ -133,8 +142,9 @@ class Reaper:
                 await self._release()
                 if not self._ready():
                     continue  # The look-ahead wakes again, as long as something is due.
-                result = await self.reap_once(trigger)
-                if result.claimed == self.batch or (probing and not self.circuit.is_open):
+                batch = self.batch
+                result = await self.reap_once(trigger, limit=batch)
+                if result.claimed == batch or (probing and not self.circuit.is_open):
                     self.wake(trigger)  # More may be due: this worker again, and another one.
                     self.wake(trigger)
                 elif not result.claimed:
