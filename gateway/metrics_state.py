@@ -28,7 +28,8 @@ from leases.stats import Stats, read_stats
 STATS_SECONDS = 5.0
 # With very many open leases the question takes long; then it is asked rarely: a tenth of the time.
 _PAUSE_PER_SECOND_ASKED = 10.0
-_SCRAPE_WAIT_SECONDS = 2.0
+# People on call wait for this page, too.
+_SCRAPE_WAIT_SECONDS = 0.5
 
 _log = structlog.get_logger(__name__)
 
