@@ -22,7 +22,7 @@ SELECT current_setting('server_version_num')::int AS number,
 _WRITTEN = (
     *("repos", "objects", "segments", "mpack_index", "snapshots", "commits", "commit_graph"),
     *("introductions", "object_refs", "snapshot_refs", "commit_refs", "branches", "tags"),
-    *("releases", "pack_slots", "api_tokens"),
+    *("releases", "pack_slots"),
 )
 _MISSING = """
 SELECT t.name || ': ' || string_agg(p.privilege, ', ' ORDER BY p.privilege) AS missing
@@ -30,9 +30,13 @@ SELECT t.name || ': ' || string_agg(p.privilege, ', ' ORDER BY p.privilege) AS m
  CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p (privilege)
  WHERE NOT has_table_privilege(t.name, p.privilege) GROUP BY t.name
 UNION ALL
-SELECT t.name || ': SELECT' FROM unnest(ARRAY['events', 'event_head', 'event_streams',
-                                             'mpack_leases', 'mpack_leases_fold']) AS t (name)
+SELECT t.name || ': SELECT'
+  FROM unnest(ARRAY['alembic_version', 'events', 'event_head', 'event_streams', 'mpack_leases',
+                    'mpack_leases_fold', 'api_tokens']) AS t (name)
  WHERE NOT has_table_privilege(t.name, 'SELECT')
+UNION ALL
+SELECT 'api_tokens: ' || p.privilege FROM unnest(ARRAY['INSERT', 'UPDATE']) AS p (privilege)
+ WHERE NOT has_table_privilege('api_tokens', p.privilege)
 UNION ALL
 SELECT 'mpack_leases.' || c.name || ': UPDATE'
   FROM unnest(ARRAY['attempts', 'next_attempt_at', 'last_error', 'claimed_by', 'claimed_until',

@@ -236,7 +236,7 @@ class PackService:
                 lease.storage_key, expires_in=url_seconds(holding.expires_at, now)
             )
         self._step(Step.URL_SIGNED)
-        left = holding.expires_at - self._engine.database_clock.now()
+        now = self._engine.database_clock.now()
         return FetchAnswer(
             mpack_id=lease.mpack_id,
             mpack_url=url,
@@ -245,7 +245,7 @@ class PackService:
             encoding=wish.encoding,
             counts=counts,
             expires_at=holding.expires_at,
-            expires_in=max(0.0, left / timedelta(seconds=1)),
+            expires_in=seconds_left(holding.expires_at, now, ttl_seconds=wish.ttl_seconds),
             shared=holding.shared,
         )
 
@@ -310,6 +310,14 @@ class PackService:
                 await self._slots.forget_old(self._engine.policy.lease_life_max_seconds)
             except Failure as failure:
                 _log.warning("slots_not_tidied", error=failure.code)
+
+
+def seconds_left(expires_at: datetime, now: datetime, *, ttl_seconds: float) -> float:
+    """How long a URL can still be used; never longer than was asked for.
+
+    `now` is the database's time as this process knows it, some milliseconds off.
+    """
+    return min(max(0.0, (expires_at - now) / timedelta(seconds=1)), ttl_seconds)
 
 
 def url_seconds(expires_at: datetime, now: datetime) -> int:

@@ -12,6 +12,8 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from gateway.auth import Scope
+from gateway.doctor.database import look_at_grants
+from gateway.doctor.finding import Health
 from gateway.packs.garbage import Garbage
 from leases.errors import LeaseEnded
 from leases.lessor import Caller
@@ -45,6 +47,14 @@ def role_url(database_url: str) -> Iterator[str]:
 async def gateway(role_url: str, tmp_path: Path) -> AsyncIterator[LiveGateway]:
     async with serving(settings_for(role_url, tmp_path / "data")) as gateway:
         yield gateway
+
+
+async def test_the_doctor_asks_for_no_more_than_these(gateway: LiveGateway) -> None:
+    findings = [finding async for finding in look_at_grants(gateway.service.database)]
+    assert [(one.check, one.health) for one in findings] == [
+        ("grants", Health.OK),
+        ("append-only", Health.OK),
+    ], findings
 
 
 async def test_the_whole_work_is_done_with_these_rights(gateway: LiveGateway) -> None:
