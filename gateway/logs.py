@@ -45,6 +45,11 @@ _QUIET = (
     "sqlalchemy",
 )
 
+# Without local variables: they are long, and hold what nobody thought of naming as a secret.
+_TRACEBACKS = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+
 Processor = Callable[[Any, str, MutableMapping[str, Any]], Any]
 
 
@@ -116,9 +121,7 @@ def configure(
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.dict_tracebacks
-                if log_format == "json"
-                else structlog.processors.format_exc_info,
+                _TRACEBACKS if log_format == "json" else structlog.processors.format_exc_info,
                 # After the traceback has become text: it, too, may quote a URL.
                 redact,
                 _renderer(log_format, stream),

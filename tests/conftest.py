@@ -22,6 +22,7 @@ import structlog
 from hypothesis import HealthCheck, settings
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from gateway import logs
 from gateway.demo.rados_gateway import HOW_TO_GET_IT
 from gateway.embedded_postgres import EmbeddedPostgres
 from leases.database import Database
@@ -61,6 +62,21 @@ _ON_BOTH_STORES = (
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(secrecy)
+    _log_plainly()
+
+
+def _log_plainly() -> None:
+    """Lines as the product writes them: redacted, and tracebacks without local variables."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            logs.redact,
+            structlog.dev.ConsoleRenderer(colors=False),
+        ]
+    )
 
 
 def pytest_unconfigure() -> None:
@@ -160,3 +176,4 @@ def logging_restored() -> Iterator[None]:
         logging.getLogger(name).setLevel(old_level)
         logging.getLogger(name).disabled = disabled
     structlog.reset_defaults()
+    _log_plainly()

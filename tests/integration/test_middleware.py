@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import structlog
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -37,14 +35,10 @@ async def strict_gateway(database_url: str, tmp_path: Path) -> AsyncIterator[Liv
 
 
 @pytest.fixture
-def log() -> Iterator[io.StringIO]:
+def log(logging_restored: None) -> io.StringIO:
     stream = io.StringIO()
-    handlers, level = list(logging.getLogger().handlers), logging.getLogger().level
     configure(log_format="json", level="debug", stream=stream)
-    yield stream
-    logging.getLogger().handlers[:] = handlers
-    logging.getLogger().setLevel(level)
-    structlog.reset_defaults()
+    return stream
 
 
 def told(log: io.StringIO, event: str) -> list[dict[str, object]]:

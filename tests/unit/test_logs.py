@@ -90,3 +90,17 @@ def test_a_json_line_is_one_object_with_what_is_bound() -> None:
 @pytest.mark.usefixtures("logging_restored")
 def test_debug_lines_stay_out() -> None:
     assert lines("json", lambda log: log.debug("quiet")) == ""
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_a_traceback_shows_no_local_variables() -> None:
+    stream = io.StringIO()
+    configure(log_format="json", level="info", stream=stream)
+    said = "unlike any secret"
+    try:
+        len(said) // 0
+    except ZeroDivisionError:
+        structlog.get_logger().exception("failed")
+    told = json.loads(stream.getvalue())
+    assert told["exception"][0]["exc_type"] == "ZeroDivisionError"
+    assert said not in stream.getvalue()
