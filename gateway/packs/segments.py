@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -71,15 +71,17 @@ ON CONFLICT DO NOTHING""")
 _MEMBERS = text("""
 INSERT INTO object_refs (repo_id, object_id) SELECT :repo, unnest(CAST(:ids AS text[]))
 ON CONFLICT DO NOTHING RETURNING object_id""")
+_LEAVE = text("""
+DELETE FROM object_refs WHERE repo_id = :repo AND object_id = ANY(CAST(:ids AS text[]))""")
 _LIVE = text("""
 UPDATE segments SET state = 'live', size_bytes = :size_bytes, sha256 = :sha256
  WHERE mpack_id = :segment AND codec <> 'condemned' RETURNING mpack_id""")
-# `gc` is never faster than a push twice; a third time would be somebody who deletes by hand.
-_TRIES_MAX = 3
+# The first took longer than `gc` waits, a day; a second time somebody deletes by hand.
+_TRIES_MAX = 2
 
 
-class _Vanished(Exception):
-    """`gc` took something away that this chunk relied on: look again, and store it too."""
+class _GivenUp(Exception):
+    """The segment stood pending for so long that `gc` condemned it: write another."""
 
 
 def segment_key(segment_id: str) -> str:
@@ -154,19 +156,15 @@ class SegmentWriter:
         for _ in range(_TRIES_MAX):
             try:
                 return await self._store_unknown(repo_id, chunk, caller)
-            except _Vanished:
+            except _GivenUp:
                 continue
-        raise Unavailable("What this push relies on is being removed; try again shortly.")
+        raise Unavailable("The content of this push is removed as it arrives; try again later.")
 
     async def _store_unknown(self, repo_id: str, chunk: Chunk, caller: Caller) -> StoreResult:
-        ids = list(chunk.contents)
-        rows = await self._database.fetch(_KNOWN.format(ids="$1::text[]"), ids)
-        known = {row["entity_id"] for row in rows}
-        new = {key: content for key, content in chunk.contents.items() if key not in known}
-        share = _Share(repo_id=repo_id, ids=ids, known=known)
+        held = await self._hold_known(repo_id, list(chunk.contents))
+        new = {key: content for key, content in chunk.contents.items() if key not in held}
         if new:
-            new_chunk = Chunk(contents=new, paths=chunk.paths)
-            segment_id = await self._write_segment(share, new_chunk)
+            segment_id = await self._write_segment(repo_id, Chunk(contents=new, paths=chunk.paths))
             _log.info(
                 "segment_stored",
                 segment_id=segment_id,
@@ -175,16 +173,34 @@ class SegmentWriter:
                 actor=caller.actor,
                 request_id=caller.request_id,
             )
-        else:
+        return StoreResult(stored=len(new), skipped=len(held))
 
-            async def join() -> None:
-                async with transaction(self._database) as connection:
-                    await _take_share(connection, share)
+    async def _hold_known(self, repo_id: str, ids: Sequence[str]) -> set[str]:
+        """Make those objects the repo's that stand already: from then on `gc` keeps them.
 
-            await tried_again(join)
-        return StoreResult(stored=len(new), skipped=len(known))
+        So a chunk that `gc` interferes with is never the worse for it: what could be held is, and
+        the rest is stored as new.
+        """
+        rows = await self._database.fetch(_KNOWN.format(ids="$1::text[]"), ids)
+        known = sorted(row["entity_id"] for row in rows)
+        if not known:
+            return set()
 
-    async def _write_segment(self, share: _Share, new: Chunk) -> str:
+        async def hold() -> set[str]:
+            async with transaction(self._database) as connection:
+                joined = await _join(connection, repo_id, known)
+                # What the repo held before was held; the rest may have been found unheld.
+                if not joined:
+                    return set(known)
+                await connection.execute(_TOUCH, {"ids": joined})
+                still = set((await connection.execute(_KNOWN_STILL, {"ids": joined})).scalars())
+                if gone := set(joined) - still:
+                    await connection.execute(_LEAVE, {"repo": repo_id, "ids": list(gone)})
+                return set(known) - gone
+
+        return await tried_again(hold)
+
+    async def _write_segment(self, repo_id: str, new: Chunk) -> str:
         segment_id = new_mpack_id()
         key = segment_key(segment_id)
         segment = await _offloaded(new.contents)
@@ -197,9 +213,9 @@ class SegmentWriter:
         async def make_live() -> None:
             async with transaction(self._database) as connection:
                 await _insert(connection, segment_id, new=new, segment=segment)
-                await _take_share(connection, share)
+                await _join(connection, repo_id, list(new.contents))
                 if (await connection.execute(_LIVE, live)).one_or_none() is None:
-                    raise _Vanished  # It stood pending for so long that `gc` gave it up.
+                    raise _GivenUp
 
         await tried_again(make_live)  # Every statement of it may run twice.
         self._step(Step.SEGMENT_LIVE)
@@ -214,33 +230,14 @@ class SegmentWriter:
             raise StoreUnavailable(cause=type(error).__name__) from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Share:
-    """What a repo shall hold: these objects, of which some were known before."""
+async def _join(connection: AsyncConnection, repo_id: str, ids: Sequence[str]) -> list[str]:
+    """Make these objects the repo's; answers those that were not before.
 
-    repo_id: str
-    ids: Sequence[str]
-    known: Collection[str]
-
-
-async def _take_share(connection: AsyncConnection, share: _Share) -> None:
-    """Make the objects the repo's, and make sure that those it relies on are there to stay.
-
-    Errors: RepoMissing; _Vanished.
+    Errors: RepoMissing.
     """
-    repo = (await connection.execute(_REPO, {"repo": share.repo_id})).scalar_one_or_none()
-    if not repo:
-        raise RepoMissing(repo_id=share.repo_id)
-    members = {"repo": share.repo_id, "ids": share.ids}
-    joined = set((await connection.execute(_MEMBERS, members)).scalars())
-    # What the repo held before was held; the rest may have been found unheld.
-    relied_on = sorted(joined.intersection(share.known))
-    if not relied_on:
-        return
-    await connection.execute(_TOUCH, {"ids": relied_on})
-    still = (await connection.execute(_KNOWN_STILL, {"ids": relied_on})).all()
-    if len(still) < len(relied_on):
-        raise _Vanished
+    if not (await connection.execute(_REPO, {"repo": repo_id})).scalar_one_or_none():
+        raise RepoMissing(repo_id=repo_id)
+    return sorted((await connection.execute(_MEMBERS, {"repo": repo_id, "ids": ids})).scalars())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import RepoMissing
-from gateway.packs.garbage import Garbage
+from gateway.packs.garbage import UNFINISHED_AFTER, Garbage
 from gateway.packs.garbage_rows import Kind
 from gateway.packs.repos import Repo
 from gateway.packs.segments import SegmentWriter
@@ -39,9 +39,12 @@ def garbage(bench: Bench, steps: Steps = no_steps) -> Garbage:
     return Garbage(bench.database, bench.gate.log, bench.store, steps=steps)
 
 
-async def collect(bench: Bench, steps: Steps = no_steps) -> Counter[Kind]:
+async def collect(
+    bench: Bench, steps: Steps = no_steps, *, unfinished_after: timedelta = SOON
+) -> Counter[Kind]:
     counted: Counter[Kind] = Counter()
-    async for removed in garbage(bench, steps).collect(caller=CALLER, unfinished_after=SOON):
+    collecting = garbage(bench, steps).collect(caller=CALLER, unfinished_after=unfinished_after)
+    async for removed in collecting:
         counted[removed.kind] += removed.count
     return counted
 
@@ -313,7 +316,7 @@ async def test_pushes_deletions_and_collections_side_by_side(bench: Bench) -> No
 
     async def collects() -> None:
         while not done.is_set():
-            await collect(bench)
+            await collect(bench, unfinished_after=UNFINISHED_AFTER)
 
     async def pushes(name: str) -> None:
         for turn in range(6):
