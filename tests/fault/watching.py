@@ -48,14 +48,21 @@ class DatabaseTime:
 
 @dataclass(slots=True)
 class BlobWatch:
-    """Watches for the time of its block; `went` then holds both bounds for every gone blob."""
+    """Watches for the time of its block; `went` then holds both bounds for every gone blob.
+
+    The first look is over before the block begins, which may take the store away at once.
+    """
 
     store: StoreView
     went: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _there: set[str] = field(default_factory=set)
+    _there_at: float = 0.0
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
+        self._there_at = SystemClock().monotonic()
+        self._there = self.store.packs()
         self._thread = threading.Thread(target=self._watch, name="blob-watch")
         self._thread.start()
         return self
@@ -72,8 +79,6 @@ class BlobWatch:
 
     def _watch(self) -> None:
         clock = SystemClock()
-        there: set[str] = set()
-        there_at = clock.monotonic()
         stopping = False
         while not stopping:
             stopping = self._stop.wait(_PAUSE_SECONDS)  # One last look after the stop.
@@ -83,9 +88,9 @@ class BlobWatch:
             except FileNotFoundError:
                 continue  # Nothing can be said about a store that is away.
             ended_at = clock.monotonic()
-            for name in there - names:
-                self.went[name] = (there_at, ended_at)
-            there, there_at = names, began_at
+            for name in self._there - names:
+                self.went[name] = (self._there_at, ended_at)
+            self._there, self._there_at = names, began_at
 
     def check_in_time(
         self, names: list[str], due_at: datetime, time: DatabaseTime, *, late_seconds_max: float
