@@ -22,7 +22,8 @@ from benchmarks.database_time import DatabaseTime, database_time
 from benchmarks.deletions import Deletions
 from benchmarks.figures import Benchmark, Figure, Run
 from benchmarks.place import Home, Place, serving
-from benchmarks.reclaims import all_recorded, grant, in_batches, write_blobs
+from benchmarks.reclaims import all_granted, all_recorded, grant, in_batches, write_blobs
+from benchmarks.usage import Usage
 from gateway import environment
 from gateway.demo.store import S3Bucket
 from gateway.service import Service
@@ -92,12 +93,23 @@ async def _grant(home: Home, leases: int) -> _Granted:
     return _Granted(due=due, clock=clock, control_per_second=control)
 
 
-async def _replica(home: Home, leases: int) -> Deletions:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Share:
+    """What one replica deleted, and what was used from the last grant to the last record."""
+
+    deletions: Deletions
+    used: Usage
+
+
+async def _replica(home: Home, leases: int) -> _Share:
     """One of them, until everything is recorded."""
     deletions = Deletions()
     async with serving(home, watched=deletions.watch) as service:
+        await all_granted(service, leases)
+        before = Usage.now(home)
         await all_recorded(service, leases)
-    return deletions
+        used = Usage.now(home).since(before)
+    return _Share(deletions=deletions, used=used)
 
 
 async def _measure(place: Place, home: Home) -> Run:
@@ -110,17 +122,19 @@ async def _measure(place: Place, home: Home) -> Run:
     seen = Deletions()
     shares = await replicas
     for share in shares:
-        seen.add(share)
+        seen.add(share.deletions)
     found = seen.against(granted.due, granted.clock, "")
     first = min(granted.due.values())
     last = max(granted.clock.at(gone) for gone in seen.gone.values())
     rate = leases / (last - first)
     return found | {
-        "replicas": sum(bool(share.gone) for share in shares),
+        "replicas": sum(bool(share.deletions.gone) for share in shares),
         "per_second": rate,
         "control_per_second": granted.control_per_second,
         "ratio": rate / granted.control_per_second,
         "keys_sent_ratio": seen.keys_sent / leases,
+        "process_cpu_us": 1e6 * sum(share.used.process for share in shares) / leases,
+        "postgres_cpu_us": 1e6 * max(share.used.postgres for share in shares) / leases,
     }
 
 
@@ -155,6 +169,8 @@ def _figures(**targets: Figure) -> dict[str, Figure]:
         "keys_sent_ratio": Figure(
             label="deletions asked for, to leases", unit="times", at_most=1.05, worst=True
         ),
+        "process_cpu_us": Figure(label="all replicas' processor time a lease", unit="µs"),
+        "postgres_cpu_us": Figure(label="PostgreSQL's processor time a lease", unit="µs"),
     } | targets
 
 

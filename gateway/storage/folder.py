@@ -98,18 +98,17 @@ class Folder:
         bring back a blob that was recorded as deleted.
         """
         outcomes: dict[str, DeleteOutcome | Exception] = {}
-        touched: dict[Path, list[str]] = {}
+        touched: dict[str, list[str]] = {}
         for key in dict.fromkeys(keys):
-            try:
-                path = self.path(key)
-            except InvalidKey as error:
-                outcomes[key] = error
+            if not is_key(key):
+                outcomes[key] = InvalidKey()
                 continue
-            outcomes[key] = _removed(path)
-            touched.setdefault(path.parent, []).append(key)
+            # No Path: making one costs as much processor time as the unlink (`make bench`).
+            outcomes[key] = _removed(f"{self.root}/{key}")
+            touched.setdefault(key.rpartition("/")[0], []).append(key)
         for directory, within in touched.items():
             try:
-                sync_directory(directory)
+                sync_directory(self.root / directory)
             except _NO_SUCH_BLOB:
                 continue
             except OSError as error:
@@ -293,9 +292,9 @@ def _reason(error: OSError) -> str:
     return errno.errorcode.get(error.errno or 0, type(error).__name__)
 
 
-def _removed(path: Path) -> DeleteOutcome | Exception:
+def _removed(path: str) -> DeleteOutcome | Exception:
     try:
-        path.unlink()
+        os.unlink(path)  # noqa: PTH108  see remove_many
     except _NO_SUCH_BLOB:
         return DeleteOutcome.ALREADY_GONE
     except PermissionError as error:
