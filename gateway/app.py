@@ -19,6 +19,9 @@ from gateway.routes.fetch import fetch_routes
 from gateway.routes.health import health_routes
 from gateway.routes.leases import lease_routes
 from gateway.routes.metrics import metrics_routes
+from gateway.routes.names import names_routes
+from gateway.routes.objects import object_routes
+from gateway.routes.presign import presign_routes
 from gateway.routes.push import push_routes
 from gateway.routes.refs import refs_routes
 from gateway.service import Service
@@ -74,11 +77,25 @@ def routes_of(service: Service) -> list[Route]:
         *metrics_routes(service),
         *lease_routes(access, service),
         # The URLs of other stores lead to them.
-        *(blob_routes(service.store) if isinstance(service.store, LocalStore) else []),
+        *(_own_blobs(service) if isinstance(service.store, LocalStore) else []),
+        *object_routes(access, service),
         *refs_routes(access, service.database, service.settings.wire),
         *fetch_routes(access, service),
+        *presign_routes(access, service),
         *push_routes(access, service),
+        *names_routes(access, service),
     ]
+
+
+def _own_blobs(service: Service) -> list[Route]:
+    assert isinstance(service.store, LocalStore)
+    lease = service.settings.lease
+    return blob_routes(
+        service.store,
+        upload_bytes_max=service.settings.wire.upload_bytes_max,
+        # What was begun with the URL's last breath has ended before the lease does.
+        upload_seconds_max=max(1.0, lease.upload_grace_seconds - lease.upload_margin_seconds),
+    )
 
 
 async def _pass_on(_request: Request, error: Exception) -> NoReturn:

@@ -17,6 +17,8 @@
     ├── NotFound                  404   unknown, or private to the caller: the same answer
     │   ├── RepoMissing           404
     │   ├── UnknownCommit         404   a wanted commit is not in the repo
+    │   ├── UnknownObject         404   an object is not in the repo
+    │   ├── NoSuchName            404   no such branch or release
     │   └── LeaseEnded            410
     ├── Conflict                  503   the retries are used up; trying again may work
     ├── Unavailable               503   with Retry-After
@@ -126,6 +128,18 @@ class UnknownCommit(NotFound):
     """A wanted commit is not in this repository."""
 
     code = "unknown_commit"
+
+
+class UnknownObject(NotFound):
+    """This repository does not have that object."""
+
+    code = "unknown_object"
+
+
+class NoSuchName(NotFound):
+    """There is no such branch or release."""
+
+    code = "no_such_name"
 
 
 class BuildsBusy(Unavailable):

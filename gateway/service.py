@@ -23,9 +23,11 @@ from gateway.lease_listing import LeaseListing
 from gateway.metrics import Metrics
 from gateway.metrics_state import StateCollector, StatsCache
 from gateway.packs.fetch import PackService
+from gateway.packs.names import Names
 from gateway.packs.push import PushService
 from gateway.packs.repos import Repos
 from gateway.packs.segments import SegmentWriter
+from gateway.packs.uploads import Uploads
 from gateway.settings import Settings, database_dsn
 from gateway.storage.local import LocalStore
 from gateway.storage.timed import TimedStore
@@ -79,9 +81,18 @@ class Service:
         self.repos = Repos(self.database, self.engine.log)
         self.listing = LeaseListing(self.database)
         self.segments = SegmentWriter(self.database, timed, steps)
-        self.pushes = PushService(
-            self.database, self.engine.log, self.segments, limits=settings.wire, steps=steps
+        self.uploads = Uploads(
+            timed, settings.lease, upload_bytes_max=settings.wire.upload_bytes_max
         )
+        self.pushes = PushService(
+            self.database,
+            self.engine.log,
+            self.segments,
+            uploads=self.uploads,
+            limits=settings.wire,
+            steps=steps,
+        )
+        self.names = Names(self.database, self.engine.log)
         self.packs = PackService(self.engine, settings.pack, steps=steps, observer=self.metrics)
         self.stats_cache = StatsCache(self.database, self.clock)
         self.feed = EventFeed(self.database, self.engine, streams_max=settings.event_streams_max)

@@ -5,6 +5,7 @@ Nothing here touches a blob. Whoever holds the answer acts after the commit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -13,7 +14,7 @@ from leases.codec import JSON, encode
 from leases.database import Database
 from leases.decide import decide, evolve, guards
 from leases.errors import Unavailable, VersionConflict
-from leases.log import EventLog, NewEvent
+from leases.log import EVENTS_PER_CALL_MAX, EventLog, NewEvent
 from leases.model import (
     ActivateLease,
     Command,
@@ -44,6 +45,7 @@ _LOAD = (
     " FROM (SELECT 1) AS one LEFT JOIN mpack_leases ON mpack_id = $1"
 )
 
+_NOW = "SELECT clock_timestamp() AS now"
 _ATTEMPTS = "SELECT attempts FROM mpack_leases WHERE mpack_id = $1"
 # A worker that has claimed it meanwhile is at it already.
 _RETRY = """
@@ -140,6 +142,41 @@ class Lessor:
             upload_limit_seconds=self._policy.upload_limit_seconds,
         )
         return await self.carry_out(mpack_id, command, caller=caller)
+
+    async def reserve_uploads(
+        self, object_ids: Mapping[str, str], *, repo_id: str, caller: Caller
+    ) -> list[Lease]:
+        """Stand a row for every blob that somebody else will upload: object ids by mpack_id.
+
+        A URL to upload it may live for `upload_limit_seconds`; the blob lives for
+        `upload_grace_seconds` more, so that what was begun in time can end, and be pushed.
+
+        Effects: a thousand events in each append. Should a later append fail, the rows of the
+                 earlier ones fall due unused.
+        """
+        row = await self._database.fetchrow(_NOW)
+        assert row is not None
+        policy, now = self._policy, row["now"]
+        leases: list[Lease] = []
+        facts: list[NewEvent] = []
+        for mpack_id, object_id in object_ids.items():
+            command = ReserveLease(
+                kind=LeaseKind.UPLOAD,
+                repo_id=repo_id,
+                object_id=object_id,
+                storage_key=storage_key(self._log_id, mpack_id),
+                upload_limit_seconds=policy.upload_limit_seconds + policy.upload_grace_seconds,
+            )
+            (event,) = decide(None, command, now=now)
+            leases.append(evolve(None, event, mpack_id=mpack_id))
+            facts.append(
+                new_lease_event(
+                    mpack_id, event, caller=caller, replica=self._replica, expected_version=0
+                )
+            )
+        for start in range(0, len(facts), EVENTS_PER_CALL_MAX):
+            await self._log.append(facts[start : start + EVENTS_PER_CALL_MAX])
+        return leases
 
     async def extend(self, mpack_id: str, *, caller: Caller) -> Lease:
         """Move a reservation's deadline on by the upload limit, counted from now."""

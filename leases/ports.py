@@ -72,6 +72,13 @@ class HeadsBlobs(Protocol):
 
 
 @runtime_checkable
+class SignsUploads(Protocol):
+    """Signs URLs by which somebody else stores a blob; dead as those of `presign_get` are."""
+
+    async def presign_put(self, key: str, *, expires_in: int) -> str: ...
+
+
+@runtime_checkable
 class AbortsUploads(Protocol):
     """Aborts unfinished uploads under a key; answers how many there were."""
 

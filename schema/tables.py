@@ -277,6 +277,12 @@ mpack_leases = Table(
         postgresql_where=text("claimed_by IS NOT NULL"),
     ),
     Index("ix_mpack_leases_repo_id_mpack_id", "repo_id", "mpack_id"),
+    Index(
+        "ix_mpack_leases_upload",
+        "repo_id",
+        "object_id",
+        postgresql_where=text("kind = 'upload' AND state <> 'reclaimed'"),
+    ),
 )
 
 pack_slots = Table(

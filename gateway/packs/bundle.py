@@ -199,12 +199,12 @@ def _verified_snapshots(
     return verified
 
 
-def check_objects(new: Newcomers, *, held: Collection[str], form: IdForm) -> None:
-    """Make sure that every object of a new manifest is pushed or held by the repo.
+def check_objects(named: Collection[str], *, held: Collection[str], form: IdForm) -> None:
+    """Make sure that every object that a new manifest names is pushed, uploaded or held.
 
     Errors: Incomplete (422) with the list of what is missing.
     """
-    missing = new.object_ids.difference(held)
+    missing = set(named).difference(held)
     if missing:
         raise _incomplete("Objects of pushed snapshots are not known", missing, form)
 

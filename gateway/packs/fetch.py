@@ -10,21 +10,21 @@ that the caller lends (`open_reader`); no connection is held while waiting or bu
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
 import structlog
 
-from gateway.errors import InvalidTtl
 from gateway.packs.build import PackBuilder
 from gateway.packs.clone_keys import CloneKeys
 from gateway.packs.deposit import Deposits
 from gateway.packs.inline import InlinePack, empty_pack, inline_of, read_back
 from gateway.packs.lacking import Lacking, Question, check_wanted, find_lacking
+from gateway.packs.object_urls import ObjectUrls
+from gateway.packs.objects import ObjectReader
 from gateway.packs.observe import NOBODY, PackObserver
 from gateway.packs.plan import Counts, count_entities
 from gateway.packs.policy import PackPolicy
@@ -32,6 +32,7 @@ from gateway.packs.sharing import Holding, OpenReader, PackSharing, Wish, check_
 from gateway.packs.slots import Slots
 from gateway.packs.spool import Encoding, SpoolBudget
 from gateway.packs.store_calls import store_call
+from gateway.packs.url_life import checked_ttl, seconds_left, url_seconds
 from gateway.wire.ids import IdForm
 from leases.engine import LeaseEngine
 from leases.errors import BlobMissing, Failure
@@ -81,6 +82,7 @@ class PackService:
         self._observer = observer
         self.budget = SpoolBudget(self.policy.spool_bytes_max)
         self._builder = PackBuilder(engine.store, self.policy, self.budget)
+        self.objects = ObjectReader(engine.store, self.policy, self.budget)
         self._clone_keys = CloneKeys()
         self._tasks = asyncio.TaskGroup()
         self._tidying: asyncio.Task[None] | None = None
@@ -88,14 +90,23 @@ class PackService:
     async def __aenter__(self) -> Self:
         engine = self._engine
         self._slots = Slots(engine.database, engine.instance, self.policy)
+        deposits = Deposits(engine, self._builder, steps=self._step)
         self.sharing = PackSharing(
             engine,
             self._slots,
-            Deposits(engine, self._builder, steps=self._step),
+            deposits,
             policy=self.policy,
             budget=self.budget,
             steps=self._step,
             observer=self._observer,
+        )
+        self.object_urls = ObjectUrls(
+            engine,
+            self.objects,
+            deposits,
+            turns=self.sharing.turns,
+            budget=self.budget,
+            policy=self.policy,
         )
         self._tasks = await asyncio.TaskGroup().__aenter__()
         self.sharing.tasks = self._tasks
@@ -133,7 +144,7 @@ class PackService:
         Errors:  UnknownCommit, InvalidTtl, IncompleteRepo; TooLarge for an inline answer;
                  Unavailable (BuildsBusy, SpoolFull, StoreUnavailable, …).
         """
-        ttl_seconds = self._checked_ttl(ttl_seconds, ttl_min_seconds)
+        ttl_seconds = checked_ttl(self._engine.policy, ttl_seconds, at_least=ttl_min_seconds)
         question = Question(repo_id=repo_id, want=list(want), have=list(have))
         wish = await self._wish(
             open_reader, question, encoding=encoding, ttl_seconds=ttl_seconds, caller=caller
@@ -213,17 +224,6 @@ class PackService:
             open_reader=open_reader,
             inline=inline,
         )
-
-    def _checked_ttl(self, ttl_seconds: float | None, ttl_min_seconds: float) -> float:
-        policy = self._engine.policy
-        if ttl_seconds is None:
-            return policy.ttl_default_seconds
-        longest = policy.ttl_max_seconds
-        if not (math.isfinite(ttl_seconds) and 0 < ttl_seconds <= longest):
-            raise InvalidTtl(f"ttl_seconds must be above 0 and at most {longest:g}.")
-        if ttl_seconds < ttl_min_seconds:
-            raise InvalidTtl(f"ttl_seconds must be at least {ttl_min_seconds:g}.")
-        return float(ttl_seconds)
 
     async def _signed(self, holding: Holding, wish: Wish) -> FetchAnswer:
         counts = await self._counts(holding, wish)
@@ -310,19 +310,3 @@ class PackService:
                 await self._slots.forget_old(self._engine.policy.lease_life_max_seconds)
             except Failure as failure:
                 _log.warning("slots_not_tidied", error=failure.code)
-
-
-def seconds_left(expires_at: datetime, now: datetime, *, ttl_seconds: float) -> float:
-    """How long a URL can still be used; never longer than was asked for.
-
-    `now` is the database's time as this process knows it, some milliseconds off.
-    """
-    return min(max(0.0, (expires_at - now) / timedelta(seconds=1)), ttl_seconds)
-
-
-def url_seconds(expires_at: datetime, now: datetime) -> int:
-    """What to sign for: from the current whole second to the end, rounded up, so that the URL dies
-    within the second after `expires_at` and not before it.
-    """
-    begin = now.replace(microsecond=0)
-    return max(1, math.ceil((expires_at - begin) / timedelta(seconds=1)))

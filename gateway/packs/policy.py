@@ -35,6 +35,8 @@ class PackPolicy:
     slot_poll_seconds: float = 0.25
     slot_wait_seconds: float = 300
     zstd_level: int = 3
+    presign_inline_bytes_max: int = 64 * 1024
+    negotiate_commits_max: int = 1000
 
     def problems(self) -> list[str]:
         """One sentence for each setting, or pair of settings, that cannot work."""

@@ -1,8 +1,9 @@
 """A push: check everything, then write it all and move the branch in one transaction.
 
     read       decode the bundle; ask what of it the repo holds; recompute the ids of the rest
-    check      parents, snapshots and objects are pushed or held; the branch may move there
-    store      the objects that came along, as one segment (segments.py)
+    check      parents, snapshots and objects are pushed, uploaded or held; the branch may move
+    store      the objects that came along, as one segment (segments.py); then the uploads, whose
+               bytes are hashed on their way
     commit     the rows, the branch by compare-and-swap, and the `repo.pushed` event last
 
 Nothing is stored before everything is checked, and the transaction begins when all of its
@@ -48,7 +49,9 @@ from gateway.packs.push_rows import (
 from gateway.packs.repos import Repo, branch_heads, repo_stream
 from gateway.packs.segments import Chunk, SegmentWriter, verify_objects
 from gateway.packs.transaction import reading, transaction, tried_again
+from gateway.packs.uploads import Candidates, Upload, Uploads
 from gateway.wire.branches import check_branch
+from gateway.wire.ids import IdForm
 from gateway.wire.limits import WireLimits
 from gateway.wire.messages import PushRequest
 from leases.database import Database
@@ -79,6 +82,8 @@ class _Prepared:
     tip: str
     force: bool
     rows: PushRows
+    uploads: Candidates
+    form: IdForm
     inside: Collection[str]
     outside: Collection[str]
 
@@ -92,20 +97,22 @@ class PushService:
         log: EventLog,
         segments: SegmentWriter,
         *,
+        uploads: Uploads,
         limits: WireLimits,
         steps: Steps = no_steps,
     ) -> None:
         self._database = database
         self._log = log
         self._segments = segments
+        self._uploads = uploads
         self._limits = limits
         self._step = steps
 
     async def push(self, repo: Repo, request: PushRequest, caller: Caller) -> PushResult:
         """Take what the bundle brings and move the branch.
 
-        Effects: at most one segment and one transaction with one `repo.pushed`; none of either
-                 when the repo holds everything and the branch stands there.
+        Effects: at most one segment (more for uploads) and one transaction with one `repo.pushed`;
+                 none of either when the repo holds everything and the branch stands there.
         Errors:  Incomplete (422) with the list of what is missing; NonFastForward (409) when the
                  branch's head is not below the pushed tip and force is off; TooLarge (413);
                  RepoMissing when the repo was deleted meanwhile; Unavailable.
@@ -129,7 +136,9 @@ class PushService:
                 return await branch_heads(reader, repo.repo_id)
 
         prepared = await tried_again(prepare)
+        uploads = await self._arrived(prepared)
         await self._segments.store_verified(repo.repo_id, chunk, caller)
+        await self._segments.store_uploads(repo.repo_id, uploads, caller)
         moved = await self._move(repo, prepared, caller=caller)
         heads = await tried_again(read_heads)
         heads[request.branch] = prepared.tip
@@ -153,7 +162,9 @@ class PushService:
         )
         wanted = new.object_ids - chunk.contents.keys()
         held = await known_objects(reader, repo.repo_id, wanted)
-        check_objects(new, held=held | chunk.contents.keys(), form=sent.form)
+        uploads = await self._uploads.candidates(reader, repo.repo_id, wanted - held)
+        there = held | chunk.contents.keys() | uploads.keys()
+        check_objects(new.object_ids, held=there, form=sent.form)
         around, derived = await _surroundings(reader, new)
         rows = await asyncio.to_thread(_rows, new, around, derived=derived)
         inside, outside = new.boundary(tip)
@@ -162,9 +173,18 @@ class PushService:
             tip=tip,
             force=request.force,
             rows=rows,
+            uploads=uploads,
+            form=sent.form,
             inside=inside,
             outside=outside,
         )
+
+    async def _arrived(self, prepared: _Prepared) -> list[Upload]:
+        """Errors: Incomplete (422) with those of which a URL was handed out and nothing came."""
+        arrived = await self._uploads.arrived(prepared.uploads)
+        there = {upload.object_id for upload in arrived}
+        check_objects(prepared.uploads.keys(), held=there, form=prepared.form)
+        return arrived
 
     async def _check_move(self, reader: Reader, prepared: _Prepared, head: str | None) -> None:
         """Errors: NonFastForward."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from typing import Any, Literal
 
 from sqlalchemy import text
@@ -12,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from gateway.errors import Incomplete, RepoMissing
 from gateway.packs.transaction import reading, transaction, tried_again
+from gateway.wire.body import check_text
 from leases.database import Database
-from leases.ids import new_mpack_id
 from leases.lessor import Caller
 from leases.log import EventLog, NewEvent
 
@@ -43,8 +45,16 @@ _HEADS = text("""
 SELECT name, head_commit_id FROM branches
  WHERE repo_id = :repo_id AND head_commit_id <> '' ORDER BY name""")
 
+_USED = "SELECT stream FROM event_streams WHERE stream = ANY ($1::text[])"
+_IDS_AT_ONCE = 16
+
 # What an address can hold without quoting, and no file system reads in its own way.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
+
+# What a repo begins with (the columns' defaults).
+DOMAIN = "code"
+DEFAULT_BRANCH = "main"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +141,30 @@ class Repos:
         async with reading(self._database) as connection:
             return await find_repo(connection, owner=owner, slug=slug)
 
+    async def find_by_id(self, repo_id: str) -> Repo | None:
+        """The repo with that id; None for unknown and for deleted ones."""
+        check_text(repo_id, what="The repo_id")
+        async with reading(self._database) as connection:
+            row = (await connection.execute(_BY_ID, {"repo_id": repo_id})).mappings().one_or_none()
+        return None if row is None else Repo(**row)
+
+    async def next_id(self, *, owner: str, slug: str) -> str:
+        """The id that the next repo of this name will have.
+
+        It is told to a client before its first push makes the repo, so it follows from the name,
+        the log, and how many repos of this name there were: an id is never used again.
+        """
+        log_id = (await self._log.head())["log_id"]
+        for start in count(step=_IDS_AT_ONCE):
+            told = [f"{log_id}\0{owner}\0{slug}\0{start + one}" for one in range(_IDS_AT_ONCE)]
+            ids = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in told]
+            rows = await self._database.fetch(_USED, [repo_stream(one) for one in ids])
+            used = {row["stream"] for row in rows}
+            free = [one for one in ids if repo_stream(one) not in used]
+            if free:
+                return free[0]
+        raise AssertionError
+
     async def ensure(
         self, *, owner: str, slug: str, visibility: Visibility, caller: Caller
     ) -> Repo:
@@ -182,7 +216,7 @@ class Repos:
         return found
 
     async def _create(self, columns: dict[str, Any], *, caller: Caller) -> None:
-        repo_id = new_mpack_id()
+        repo_id = await self.next_id(owner=columns["owner"], slug=columns["slug"])
         created = NewEvent(
             stream=repo_stream(repo_id),
             type="repo.created",

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol
 
 import structlog
 from sqlalchemy import text
@@ -25,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.errors import Incomplete, RepoMissing
 from gateway.packs.splice import entry_head
 from gateway.packs.transaction import transaction, tried_again
+from gateway.packs.uploads import Upload, verified_content
 from gateway.wire.ids import bare, object_id_of
 from gateway.wire.messages import PushObject
 from leases.database import Database
@@ -78,6 +80,15 @@ UPDATE segments SET state = 'live', size_bytes = :size_bytes, sha256 = :sha256
  WHERE mpack_id = :segment AND codec <> 'condemned' RETURNING mpack_id""")
 # The first took longer than `gc` waits, a day; a second time somebody deletes by hand.
 _TRIES_MAX = 2
+_REMOVED = "The content of this push is removed as it arrives; try again later."
+# A large push of uploads that fails, or whose caller gives up waiting, has stored the parts before.
+_STREAMED_BYTES_MAX = 256 * 1024 * 1024
+
+
+class Digest(Protocol):
+    """A hash that is being computed."""
+
+    def hexdigest(self) -> str: ...
 
 
 class _GivenUp(Exception):
@@ -158,31 +169,66 @@ class SegmentWriter:
                 return await self._store_unknown(repo_id, chunk, caller)
             except _GivenUp:
                 continue
-        raise Unavailable("The content of this push is removed as it arrives; try again later.")
+        raise Unavailable(_REMOVED)
 
-    async def _store_unknown(self, repo_id: str, chunk: Chunk, caller: Caller) -> StoreResult:
-        held = await self._hold_known(repo_id, list(chunk.contents))
-        new = {key: content for key, content in chunk.contents.items() if key not in held}
+    async def store_uploads(
+        self, repo_id: str, uploads: Sequence[Upload], caller: Caller
+    ) -> StoreResult:
+        """Store what was uploaded as segments of some size each, hashing the bytes on their way.
+
+        What fails ends it; the segments before stand, so that the next try goes on from there.
+
+        Effects: as `store`; the uploads stay as they are.
+        Errors:  Incomplete (422) naming the object whose upload holds other bytes or is gone.
+        """
+        stored = skipped = 0
+        for part in _parts(uploads):
+            for _ in range(_TRIES_MAX):
+                try:
+                    done = await self._store_part(repo_id, part, caller)
+                except _GivenUp:
+                    continue
+                stored, skipped = stored + done.stored, skipped + done.skipped
+                break
+            else:
+                raise Unavailable(_REMOVED)
+        return StoreResult(stored=stored, skipped=skipped)
+
+    async def _store_part(
+        self, repo_id: str, uploads: Sequence[Upload], caller: Caller
+    ) -> StoreResult:
+        known = await self._known([upload.object_id for upload in uploads])
+        # Another repo's content becomes this one's only for who has shown that he has it.
+        for upload in uploads:
+            if upload.object_id in known:
+                async for _ in verified_content(self._store, upload):
+                    pass
+        held = await self._hold(repo_id, known)
+        new = [upload for upload in uploads if upload.object_id not in held]
         if new:
-            segment_id = await self._write_segment(repo_id, Chunk(contents=new, paths=chunk.paths))
-            _log.info(
-                "segment_stored",
-                segment_id=segment_id,
-                repo_id=repo_id,
-                objects=len(new),
-                actor=caller.actor,
-                request_id=caller.request_id,
-            )
+            segment = _streamed(self._store, new)
+            await self._write_segment(repo_id, segment, caller)
         return StoreResult(stored=len(new), skipped=len(held))
 
-    async def _hold_known(self, repo_id: str, ids: Sequence[str]) -> set[str]:
-        """Make those objects the repo's that stand already: from then on `gc` keeps them.
+    async def _store_unknown(self, repo_id: str, chunk: Chunk, caller: Caller) -> StoreResult:
+        held = await self._hold(repo_id, await self._known(list(chunk.contents)))
+        new = {key: content for key, content in chunk.contents.items() if key not in held}
+        if new:
+            segment = await _offloaded(Chunk(contents=new, paths=chunk.paths))
+            await self._write_segment(repo_id, segment, caller)
+        return StoreResult(stored=len(new), skipped=len(held))
+
+    async def _known(self, ids: Sequence[str]) -> list[str]:
+        """Those of these objects that stand already, whoever holds them."""
+        rows = await self._database.fetch(_KNOWN.format(ids="$1::text[]"), ids)
+        return sorted(row["entity_id"] for row in rows)
+
+    async def _hold(self, repo_id: str, known: Sequence[str]) -> set[str]:
+        """Make these objects the repo's, as far as they still stand: from then on `gc` keeps them.
 
         So a chunk that `gc` interferes with is never the worse for it: what could be held is, and
         the rest is stored as new.
         """
-        rows = await self._database.fetch(_KNOWN.format(ids="$1::text[]"), ids)
-        known = sorted(row["entity_id"] for row in rows)
         if not known:
             return set()
 
@@ -200,30 +246,40 @@ class SegmentWriter:
 
         return await tried_again(hold)
 
-    async def _write_segment(self, repo_id: str, new: Chunk) -> str:
+    async def _write_segment(self, repo_id: str, segment: _Segment, caller: Caller) -> None:
         segment_id = new_mpack_id()
         key = segment_key(segment_id)
-        segment = await _offloaded(new.contents)
         await self._database.execute(_PENDING, segment_id, key)
         self._step(Step.SEGMENT_PENDING)
-        await self._put(key, segment.blob)
+        await self._put(key, segment.data)
         self._step(Step.SEGMENT_PUT)
-        live = {"segment": segment_id, "size_bytes": len(segment.blob), "sha256": segment.sha256}
+        live = {
+            "segment": segment_id,
+            "size_bytes": sum(segment.lengths),
+            "sha256": segment.digest.hexdigest(),
+        }
 
         async def make_live() -> None:
             async with transaction(self._database) as connection:
-                await _insert(connection, segment_id, new=new, segment=segment)
-                await _join(connection, repo_id, list(new.contents))
+                await _insert(connection, segment_id, segment)
+                await _join(connection, repo_id, segment.ids)
                 if (await connection.execute(_LIVE, live)).one_or_none() is None:
                     raise _GivenUp
 
         await tried_again(make_live)  # Every statement of it may run twice.
         self._step(Step.SEGMENT_LIVE)
-        return segment_id
+        _log.info(
+            "segment_stored",
+            segment_id=segment_id,
+            repo_id=repo_id,
+            objects=len(segment.ids),
+            actor=caller.actor,
+            request_id=caller.request_id,
+        )
 
-    async def _put(self, key: str, blob: bytes) -> None:
+    async def _put(self, key: str, data: bytes | AsyncIterator[bytes]) -> None:
         try:
-            await self._store.put(key, blob)
+            await self._store.put(key, data)
         except Failure:
             raise
         except Exception as error:  # Whatever a host's backend raises is its failure (ports.py).
@@ -242,40 +298,82 @@ async def _join(connection: AsyncConnection, repo_id: str, ids: Sequence[str]) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Segment:
-    blob: bytes
-    sha256: str
-    lengths: list[int]
+    """A blob of entries, in the order of `ids`; `digest` is the blob's once `data` was read."""
+
+    ids: Sequence[str]
+    paths: Sequence[str]
+    sizes: Sequence[int]
+    lengths: Sequence[int]
+    data: bytes | AsyncIterator[bytes]
+    digest: Digest
 
 
-def _segment_of(contents: Mapping[str, bytes]) -> _Segment:
+def _segment_of(chunk: Chunk) -> _Segment:
     parts: list[bytes] = []
     lengths: list[int] = []
-    for object_id, content in contents.items():
+    for object_id, content in chunk.contents.items():
         head = entry_head(object_id, len(content))
         parts += (head, content)
         lengths.append(len(head) + len(content))
-    blob = b"".join(parts)
-    return _Segment(blob=blob, sha256=hashlib.sha256(blob).hexdigest(), lengths=lengths)
+    data = b"".join(parts)
+    return _Segment(
+        ids=list(chunk.contents),
+        paths=[chunk.paths[object_id] for object_id in chunk.contents],
+        sizes=[len(content) for content in chunk.contents.values()],
+        lengths=lengths,
+        data=data,
+        digest=hashlib.sha256(data),
+    )
 
 
-async def _offloaded(contents: Mapping[str, bytes]) -> _Segment:
-    if sum(map(len, contents.values())) > HASH_INLINE_BYTES_MAX:
-        return await asyncio.to_thread(_segment_of, contents)
-    return _segment_of(contents)
+async def _offloaded(chunk: Chunk) -> _Segment:
+    if sum(map(len, chunk.contents.values())) > HASH_INLINE_BYTES_MAX:
+        return await asyncio.to_thread(_segment_of, chunk)
+    return _segment_of(chunk)
 
 
-async def _insert(
-    connection: AsyncConnection, segment_id: str, *, new: Chunk, segment: _Segment
-) -> None:
-    ids = list(new.contents)
-    objects = {
-        "ids": ids,
-        "paths": [new.paths[object_id] for object_id in ids],
-        "sizes": [len(content) for content in new.contents.values()],
-    }
+def _streamed(store: BlobStore, uploads: Sequence[Upload]) -> _Segment:
+    digest = hashlib.sha256()
+    heads = [entry_head(upload.object_id, upload.size_bytes) for upload in uploads]
+
+    async def data() -> AsyncIterator[bytes]:
+        for head, upload in zip(heads, uploads, strict=True):
+            digest.update(head)
+            yield head
+            async for content in verified_content(store, upload):
+                await asyncio.to_thread(digest.update, content)
+                yield content
+
+    sizes = [upload.size_bytes for upload in uploads]
+    return _Segment(
+        ids=[upload.object_id for upload in uploads],
+        paths=[""] * len(uploads),
+        sizes=sizes,
+        lengths=[len(head) + size for head, size in zip(heads, sizes, strict=True)],
+        data=data(),
+        digest=digest,
+    )
+
+
+def _parts(uploads: Sequence[Upload]) -> Iterator[list[Upload]]:
+    """As many uploads at a time as make one segment; at least one."""
+    part: list[Upload] = []
+    held = 0
+    for upload in uploads:
+        if part and held + upload.size_bytes > _STREAMED_BYTES_MAX:
+            yield part
+            part, held = [], 0
+        part.append(upload)
+        held += upload.size_bytes
+    if part:
+        yield part
+
+
+async def _insert(connection: AsyncConnection, segment_id: str, segment: _Segment) -> None:
+    objects = {"ids": segment.ids, "paths": segment.paths, "sizes": segment.sizes}
     await connection.execute(_OBJECTS, objects | {"key": segment_key(segment_id)})
     index = {
-        "ids": ids,
+        "ids": segment.ids,
         "offsets": list(accumulate(segment.lengths[:-1], initial=0)),
         "lengths": segment.lengths,
     }

@@ -66,8 +66,9 @@ def entry_head(object_id: str, content_bytes: int) -> bytes:
     return id_head(object_id) + _CONTENT_KEY + _bin_header(content_bytes)
 
 
-def check_entry(start: bytes | memoryview, object_id: str, entry_bytes: int) -> None:
-    """Make sure that these are the first bytes of this object's stored entry, of this length.
+def check_entry(start: bytes | memoryview, object_id: str, entry_bytes: int) -> int:
+    """Make sure that these are the first bytes of this object's stored entry, of this length;
+    where its content begins.
 
     Errors: ValueError when they are not.
     """
@@ -79,6 +80,7 @@ def check_entry(start: bytes | memoryview, object_id: str, entry_bytes: int) -> 
     content_bytes = int.from_bytes(head[at + 1 : at + 1 + count], "big")
     if not count or at + 1 + count + content_bytes != entry_bytes:
         raise ValueError("the entry's length does not fit")
+    return at + 1 + count
 
 
 def _bin_header(length: int) -> bytes:

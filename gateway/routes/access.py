@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from gateway.auth import Principal, Tokens, check_push, check_read
+from gateway.auth import Principal, Scope, Tokens, check_push, check_read
 from gateway.errors import RepoMissing
 from gateway.packs.repos import Repo, Repos, Visibility, is_owner_name, is_repo_name
 from gateway.wire.body import decode
@@ -39,6 +39,38 @@ class Access:
         repo = await self._repos.find(owner=owner, slug=slug)
         check_read(principal, repo, f"{owner}/{slug}")
         assert repo is not None
+        return principal, repo
+
+    async def readable_or_new(self, request: Request) -> tuple[Principal, Repo | None, str]:
+        """The same, or the name of a repo that is not there and that this caller's push will make:
+        its id is known beforehand. None stands for that repo, which holds nothing.
+        """
+        principal = await self.principal(request)
+        owner, slug = _names(request)
+        repo = await self._repos.find(owner=owner, slug=slug)
+        may_make = self._create_on_push and principal.has(Scope.PUSH, f"{owner}/{slug}")
+        if repo is None and may_make:
+            return principal, None, await self._repos.next_id(owner=owner, slug=slug)
+        check_read(principal, repo, f"{owner}/{slug}")
+        assert repo is not None
+        return principal, repo, repo.repo_id
+
+    async def readable_by_id(self, request: Request, repo_id: str) -> tuple[Principal, Repo]:
+        """The caller and the repo with this id, which the caller may read."""
+        principal = await self.principal(request)
+        repo = await self._repos.find_by_id(repo_id)
+        check_read(principal, repo, f"{repo.owner}/{repo.slug}" if repo else "")
+        assert repo is not None
+        return principal, repo
+
+    async def writable(self, request: Request) -> tuple[Principal, Repo]:
+        """The caller and the repo, which is there and which the caller may push to."""
+        principal = await self.principal(request)
+        owner, slug = _names(request)
+        repo = await self._repos.find(owner=owner, slug=slug)
+        check_push(principal, repo, f"{owner}/{slug}")
+        if repo is None:
+            raise RepoMissing
         return principal, repo
 
     async def pushable(self, request: Request) -> tuple[Principal, Repo]:

@@ -1,4 +1,4 @@
-"""`GET|HEAD /blobs/{key}`: the local store's signed URLs, served by the gateway.
+"""`GET|HEAD|PUT /blobs/{key}`: the local store's signed URLs, served by the gateway.
 
 The URL is the whole permission; nothing about a blob is told before its signature holds. What was
 opened in time is served to its end, even if the URL expires or the blob is deleted meanwhile: the
@@ -12,6 +12,7 @@ If-None-Match, and writes errors in a form of its own.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from gateway.errors import BodyTooSlow, TooLarge
 from gateway.routes.byte_ranges import ByteRange, matches_any, parse_range, range_still_valid
 from gateway.storage.local import LocalStore, OpenBlob
 from leases.errors import StoreUnavailable
@@ -26,8 +28,10 @@ from leases.errors import StoreUnavailable
 CHUNK_BYTES = 256 * 1024  # What one download holds in memory; 64 KiB costs four times the switches.
 
 
-def blob_routes(store: LocalStore) -> list[Route]:
-    """The routes that serve this store's signed URLs."""
+def blob_routes(
+    store: LocalStore, *, upload_bytes_max: int, upload_seconds_max: float
+) -> list[Route]:
+    """The routes that serve this store's signed URLs, and take what is put there."""
 
     async def blob(request: Request) -> Response:
         key: str = request.path_params["key"]
@@ -48,7 +52,43 @@ def blob_routes(store: LocalStore) -> list[Route]:
             opened.close()
         return response
 
-    return [Route("/blobs/{key:path}", blob, methods=["GET", "HEAD"], name="blob")]
+    async def put_blob(request: Request) -> Response:
+        key: str = request.path_params["key"]
+        store.verify(
+            "PUT",
+            key,
+            expires=_only(request, "expires"),
+            signature=_only(request, "signature"),
+        )
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > upload_bytes_max:
+            raise _too_large(upload_bytes_max)
+        try:
+            async with asyncio.timeout(upload_seconds_max):
+                await store.put(key, _bounded(request.stream(), upload_bytes_max))
+        except TimeoutError as error:
+            raise BodyTooSlow from error
+        return Response(headers={"Cache-Control": "no-store"})
+
+    address = "/blobs/{key:path}"
+    return [
+        Route(address, blob, methods=["GET", "HEAD"], name="blob"),
+        Route(address, put_blob, methods=["PUT"], name="put_blob"),
+    ]
+
+
+async def _bounded(body: AsyncIterator[bytes], bytes_max: int) -> AsyncIterator[bytes]:
+    """A body as it comes; it is stored whole or, when it grows too long, not at all."""
+    held = 0
+    async for chunk in body:
+        held += len(chunk)
+        if held > bytes_max:
+            raise _too_large(bytes_max)
+        yield chunk
+
+
+def _too_large(bytes_max: int) -> TooLarge:
+    return TooLarge(f"An upload may have {bytes_max:,} bytes.")
 
 
 class BlobResponse(StreamingResponse):

@@ -1,7 +1,8 @@
-"""`POST /{owner}/{repo}/fetch` and `/fetch/mpack`: what a client lacks, inline or behind a URL.
+"""`POST /{owner}/{repo}/fetch` and `/fetch/mpack`: what a client lacks, inline or behind a URL; and
+`POST /{owner}/{repo}/negotiate`, which finds out what it has.
 
-The two differ in nothing but what they answer when the request does not say: the Muse client takes
-a URL-only answer for an empty repo, so `/fetch` answers the pack itself.
+The first two differ in nothing but what they answer when the request does not say: the Muse client
+takes a URL-only answer for an empty repo, so `/fetch` answers the pack itself.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from gateway.packs.fetch import FetchAnswer
+from gateway.packs.negotiate import negotiate
 from gateway.packs.repos import Repo, branch_heads
 from gateway.packs.transaction import reading
 from gateway.routes.access import Access, body_of, caller_of
 from gateway.service import Service
 from gateway.wire.ids import IdForm
-from gateway.wire.messages import FetchMpackRequest, FetchRequest
+from gateway.wire.messages import FetchMpackRequest, FetchRequest, NegotiateRequest
 from gateway.wire.render import MSGPACK, render, wanted_format
 from leases.errors import InvalidRequest
 from leases.lessor import Caller
@@ -47,8 +49,29 @@ def fetch_routes(access: Access, service: Service) -> list[Route]:
     async def fetch_mpack(request: Request) -> Response:
         return await answer(request, FetchMpackRequest)
 
+    async def negotiation(request: Request) -> Response:
+        _principal, repo = await access.readable(request)
+        asked = await body_of(request, NegotiateRequest, service.settings.wire)
+        async with reading(service.database) as reader:
+            found = await negotiate(
+                reader,
+                repo.repo_id,
+                want=asked.want,
+                have=asked.have,
+                commits_max=service.settings.pack.negotiate_commits_max,
+            )
+        form = IdForm.of_first(asked.have or asked.want)
+        base = found.common_base
+        answer = {
+            "ack": [form.write(commit_id) for commit_id in found.ack],
+            "common_base": None if base is None else form.write(base),
+            "ready": found.ready,
+        }
+        return render(request, answer)
+
     address = "/{owner}/{repo}/fetch"
     return [
+        Route("/{owner}/{repo}/negotiate", negotiation, methods=["POST"], name="negotiate"),
         Route(address, fetch, methods=["POST"], name="fetch"),
         Route(f"{address}/mpack", fetch_mpack, methods=["POST"], name="fetch_mpack"),
     ]

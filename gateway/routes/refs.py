@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.packs.known import known_objects
-from gateway.packs.repos import branch_heads, default_branch
+from gateway.packs.repos import DEFAULT_BRANCH, DOMAIN, branch_heads, default_branch
 from gateway.packs.transaction import reading
 from gateway.routes.access import Access, body_of
 from gateway.wire.ids import bare_all
@@ -21,7 +21,10 @@ def refs_routes(access: Access, database: Database, limits: WireLimits) -> list[
     """The routes that tell what is in a repo."""
 
     async def refs(request: Request) -> Response:
-        _principal, repo = await access.readable(request)
+        _principal, repo, repo_id = await access.readable_or_new(request)
+        if repo is None:  # As a repo that was made and never pushed to.
+            nothing = {"domain": DOMAIN, "default_branch": DEFAULT_BRANCH, "branch_heads": {}}
+            return render(request, {"repo_id": repo_id, **nothing})
         async with reading(database) as connection:
             heads = await branch_heads(connection, repo.repo_id)
         answer = {
@@ -33,11 +36,13 @@ def refs_routes(access: Access, database: Database, limits: WireLimits) -> list[
         return render(request, answer)
 
     async def filter_objects(request: Request) -> Response:
-        _principal, repo = await access.readable(request)
+        _principal, repo, _repo_id = await access.readable_or_new(request)
         asked = await body_of(request, FilterObjectsRequest, limits)
         ids = dict(zip(asked.object_ids, bare_all(asked.object_ids), strict=True))
-        async with reading(database) as connection:
-            held = await known_objects(connection, repo.repo_id, set(ids.values()))
+        held: set[str] = set()
+        if repo is not None:
+            async with reading(database) as connection:
+                held = await known_objects(connection, repo.repo_id, set(ids.values()))
         missing = [written for written, object_id in ids.items() if object_id not in held]
         return render(request, {"missing": missing})
 

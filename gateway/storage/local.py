@@ -151,6 +151,10 @@ class LocalStore:
         """A URL to read this blob, dead `expires_in` seconds after the current whole second."""
         return self._opened_signer.sign("GET", key, expires_in=expires_in)
 
+    async def presign_put(self, key: str, *, expires_in: int) -> str:
+        """A URL to store this blob once or more often, until it is dead like one to read it."""
+        return self._opened_signer.sign("PUT", key, expires_in=expires_in)
+
     def verify(self, method: str, key: str, *, expires: str, signature: str) -> None:
         """Pass a request whose URL this folder's key signed and which still lives.
 

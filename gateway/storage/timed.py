@@ -16,11 +16,14 @@ from leases.ports import (
     DeletesMany,
     HeadsBlobs,
     ListsBlobs,
+    SignsUploads,
     signing_end,
 )
 
 
-class FullStore(BlobStore, DeletesMany, ListsBlobs, HeadsBlobs, AbortsUploads, Protocol):
+class FullStore(
+    BlobStore, DeletesMany, ListsBlobs, HeadsBlobs, SignsUploads, AbortsUploads, Protocol
+):
     """What both of our own adapters can do; a host's store is not wrapped."""
 
 
@@ -89,6 +92,10 @@ class TimedStore:
     async def presign_get(self, key: str, *, expires_in: int) -> str:
         """Not timed: signing calls nobody."""
         return await self._store.presign_get(key, expires_in=expires_in)
+
+    async def presign_put(self, key: str, *, expires_in: int) -> str:
+        """Not timed either."""
+        return await self._store.presign_put(key, expires_in=expires_in)
 
     async def signing_ends_at(self) -> datetime | None:
         """When URLs signed now end at the latest; None: by their own life alone."""

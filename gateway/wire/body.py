@@ -20,10 +20,14 @@ from gateway.wire.messages import (
     FetchMpackRequest,
     FetchRequest,
     FilterObjectsRequest,
+    NegotiateRequest,
+    PresignRequest,
     PushCommit,
     PushObject,
     PushObjectsRequest,
     PushRequest,
+    PushTag,
+    TagsRequest,
 )
 from leases.errors import InvalidRequest
 
@@ -115,11 +119,26 @@ def _check_limits(request: object, limits: WireLimits) -> None:
             _check_bundle(request.bundle, limits)
         case FilterObjectsRequest():
             _check_count(len(request.object_ids), limits.ids_max, what="object_ids")
-        case FetchRequest() | FetchMpackRequest():
+        case PresignRequest(direction="put"):
+            _check_count(len(request.object_ids), limits.presign_put_max, what="object_ids")
+        case PresignRequest():
+            _check_count(len(request.object_ids), limits.presign_get_max, what="object_ids")
+        case TagsRequest():
+            _check_count(len(request.tags), limits.tags_max, what="tags")
+            for tag in request.tags:
+                _check_tag(tag, limits)
+        case FetchRequest() | FetchMpackRequest() | NegotiateRequest():
             _check_count(len(request.want), limits.want_max, what="want")
             _check_count(len(request.have), limits.have_max, what="have")
         case _:
             pass
+
+
+def _check_tag(tag: PushTag, limits: WireLimits) -> None:
+    for text in (tag.tag_id, tag.tag, tag.created_at or ""):
+        check_text(text, what="A tag")
+        if len(text.encode()) > limits.tag_bytes_max:
+            raise TooLarge(f"A tag's texts may have {limits.tag_bytes_max:,} bytes each.")
 
 
 def _check_bundle(bundle: Bundle, limits: WireLimits) -> None:
@@ -172,4 +191,6 @@ def _map_length(data: memoryview) -> int:
     return int.from_bytes(data[1 : 1 + width], "big")
 
 
-_LISTS_OF_IDS: frozenset[type] = frozenset({FetchRequest, FetchMpackRequest, FilterObjectsRequest})
+_LISTS_OF_IDS: frozenset[type] = frozenset(
+    {FetchRequest, FetchMpackRequest, FilterObjectsRequest, NegotiateRequest, PresignRequest}
+)

@@ -17,6 +17,7 @@ COMMITS_CEILING = 100_000
 ENTRIES_CEILING = 1_000_000
 IDS_CEILING = 2_000_000
 HEADS_CEILING = 100_000
+TAGS_CEILING = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,11 @@ class WireLimits:
     want_max: int = 100_000
     have_max: int = 100_000
     ids_max: int = 1_000_000
+    presign_put_max: int = 100_000
+    presign_get_max: int = 1_000
+    upload_bytes_max: int = 1024 * MIB
+    tags_max: int = 10_000
+    tag_bytes_max: int = 255
 
     def problems(self) -> list[str]:
         """One sentence for each limit, or pair of limits, that cannot work."""
@@ -68,6 +74,12 @@ _CEILINGS = {
     "want_max": IDS_CEILING,
     "have_max": IDS_CEILING,
     "ids_max": IDS_CEILING,
+    "presign_put_max": IDS_CEILING,
+    "presign_get_max": IDS_CEILING,
+    "tags_max": TAGS_CEILING,
+    # An object's entry in a pack is a msgpack bin, which holds less than 4 GiB.
+    "upload_bytes_max": 4096 * MIB - 1,
+    "tag_bytes_max": 1024,
     # Below the interpreter's own limit, so that checking a record cannot exhaust the stack.
     "record_depth_max": 200,
     # PostgreSQL indexes branch names: a key must stay well below a third of a page.

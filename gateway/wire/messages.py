@@ -17,6 +17,7 @@ from gateway.wire.limits import (
     HEADS_CEILING,
     IDS_CEILING,
     OBJECTS_CEILING,
+    TAGS_CEILING,
 )
 
 # 64 hex digits, with or without the prefix; what they are is checked where they are used.
@@ -92,6 +93,39 @@ class FilterObjectsRequest(Struct, frozen=True, kw_only=True):
     """POST {url}/filter-objects."""
 
     object_ids: Ids
+
+
+class PresignRequest(Struct, frozen=True, kw_only=True):
+    """POST {url}/presign."""
+
+    object_ids: Ids
+    direction: Literal["put", "get"]
+    ttl_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_ttl(self.ttl_seconds)
+
+
+class NegotiateRequest(Struct, frozen=True, kw_only=True):
+    """POST {url}/negotiate: one round, some of what the client has."""
+
+    want: Ids
+    have: Ids = []
+
+
+class PushTag(Struct, frozen=True, kw_only=True):
+    """A name for a commit; its id is the client's."""
+
+    tag_id: Annotated[str, Meta(min_length=1, max_length=200)]
+    commit_id: Id
+    tag: Annotated[str, Meta(min_length=1)]
+    created_at: str | None = None
+
+
+class TagsRequest(Struct, frozen=True, kw_only=True):
+    """POST {url}/tags."""
+
+    tags: Annotated[list[PushTag], Meta(max_length=TAGS_CEILING)]
 
 
 class FetchRequest(Struct, frozen=True, kw_only=True):

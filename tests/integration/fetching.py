@@ -24,7 +24,7 @@ from leases.policy import LeasePolicy
 from leases.steps import Steps, no_steps
 from tests.factories import History
 from tests.fakes import MemoryStore
-from tests.integration.pushing import LIMITS, Gate, gate_on
+from tests.integration.pushing import LIMITS, Gate, gate_on, uploads_of
 
 CALLER = Caller(actor="test", request_id="request-1")
 
@@ -138,7 +138,9 @@ async def bench_on(
     if store is not None:
         gate.store = store
         gate.segments = SegmentWriter(database, store)
-        gate.pushes = PushService(database, gate.log, gate.segments, limits=LIMITS)
+        gate.pushes = PushService(
+            database, gate.log, gate.segments, uploads=uploads_of(store), limits=LIMITS
+        )
     try:
         async with Gateway(engine, gate.store, settings, steps=steps) as gateway:
             yield Bench(

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.packs.push import PushResult, PushService
 from gateway.packs.repos import Repo, Repos
 from gateway.packs.segments import SegmentWriter, StoreResult
+from gateway.packs.uploads import Uploads
 from gateway.wire.body import decode
 from gateway.wire.limits import WireLimits
 from gateway.wire.messages import PushObject, PushRequest
@@ -18,6 +19,7 @@ from leases.clock import SystemClock
 from leases.database import Database
 from leases.lessor import Caller
 from leases.log import EventLog
+from leases.policy import LeasePolicy
 from leases.steps import Steps, no_steps
 from tests.factories import BRANCH, History, push_body
 from tests.fakes import MemoryStore
@@ -89,8 +91,14 @@ def gate_on(database: Database, *, steps: Steps = no_steps) -> Gate:
         log=log,
         repos=Repos(database, log),
         segments=segments,
-        pushes=PushService(database, log, segments, limits=LIMITS, steps=steps),
+        pushes=PushService(
+            database, log, segments, uploads=uploads_of(store), limits=LIMITS, steps=steps
+        ),
     )
+
+
+def uploads_of(store: MemoryStore) -> Uploads:
+    return Uploads(store, LeasePolicy(), upload_bytes_max=LIMITS.upload_bytes_max)
 
 
 def another_gate(gate: Gate, engine: AsyncEngine) -> Gate:

@@ -27,6 +27,8 @@ from tests.fakes import MemoryStore
 from tests.loopback import bound_socket, served, url_of
 from tests.rgw import new_bucket, s3_settings
 
+UPLOAD_BYTES_MAX = 1_000_000
+
 
 class Ability(StrEnum):
     """What a store may do beyond the required part."""
@@ -53,7 +55,10 @@ def blob_app(store: LocalStore) -> Starlette:
         answer = answer_for(error, request_id="test")
         return JSONResponse(answer.body, status_code=answer.status, headers=answer.headers)
 
-    return Starlette(routes=blob_routes(store), exception_handlers={Failure: render})
+    return Starlette(
+        routes=blob_routes(store, upload_bytes_max=UPLOAD_BYTES_MAX, upload_seconds_max=60),
+        exception_handlers={Failure: render},
+    )
 
 
 @asynccontextmanager

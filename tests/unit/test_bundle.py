@@ -88,7 +88,7 @@ def test_missing_objects_are_listed_up_to_a_bound() -> None:
     history = make_history(1, commits=1, files=1500)
     new = newcomers(sent(history.bundle()), known_commits=(), known_snapshots=(), limits=LIMITS)
     with pytest.raises(Incomplete, match="1500 missing") as caught:
-        check_objects(new, held=(), form=IdForm.BARE)
+        check_objects(new.object_ids, held=(), form=IdForm.BARE)
     assert len(caught.value.fields["missing"]) == 1000
 
 

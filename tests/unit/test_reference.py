@@ -185,6 +185,9 @@ def names(*structures: type[msgspec.Struct]) -> set[str]:
     "route, keys",
     [
         (f"POST {REPO}/filter-objects", names(messages.FilterObjectsRequest)),
+        (f"POST {REPO}/negotiate", names(messages.NegotiateRequest)),
+        (f"POST {REPO}/presign", names(messages.PresignRequest)),
+        (f"POST {REPO}/tags", names(messages.TagsRequest, messages.PushTag)),
         (f"POST {REPO}/push/objects", names(messages.PushObjectsRequest, messages.PushObject)),
         (f"POST {REPO}/push/objects", {field.name for field in fields(StoreResult)}),
         (f"POST {REPO}/push", names(messages.PushRequest, messages.Bundle)),

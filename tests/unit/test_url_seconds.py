@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from gateway.packs.fetch import seconds_left
+from gateway.packs.url_life import seconds_left
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

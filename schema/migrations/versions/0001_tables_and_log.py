@@ -188,6 +188,13 @@ def upgrade() -> None:
     op.create_index(
         "ix_mpack_leases_repo_id_mpack_id", "mpack_leases", ["repo_id", "mpack_id"], unique=False
     )
+    op.create_index(
+        "ix_mpack_leases_upload",
+        "mpack_leases",
+        ["repo_id", "object_id"],
+        unique=False,
+        postgresql_where=sa.text("kind = 'upload' AND state <> 'reclaimed'"),
+    )
     op.create_table(
         "object_refs",
         sa.Column("repo_id", sa.Text(), nullable=False),

@@ -1,0 +1,243 @@
+"""Names that a repo's clients give to commits besides its branches: tags and releases; and the end
+of a branch. Each change is an event of the repo, in the transaction that makes it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.errors import Incomplete, NoSuchName, RepoMissing, TooLarge
+from gateway.packs.known import known_commits
+from gateway.packs.repos import repo_stream
+from gateway.packs.transaction import reading, transaction, tried_again
+from gateway.wire.body import check_text
+from gateway.wire.ids import bare
+from gateway.wire.limits import WireLimits
+from gateway.wire.messages import PushTag
+from leases.codec import JSON
+from leases.database import Database
+from leases.ids import new_mpack_id
+from leases.lessor import Caller
+from leases.log import EventLog, NewEvent
+
+_SHOWN_MAX = 1000
+_TOLD_MAX = 100  # Tags named in one event; the count is told in any case.
+RELEASES_MAX = 10_000
+
+# The escape itself; behind an odd number of backslashes more it is a text about it.
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+# Behind it `gc` waits with a deleted repo's row.
+_REPO = text("""
+SELECT repo_id FROM repos WHERE repo_id = :repo_id AND deleted_at IS NULL FOR KEY SHARE""")
+_TAGS = text("""
+INSERT INTO tags (repo_id, tag_id, commit_id, tag, created_at)
+SELECT DISTINCT ON (tag_id) :repo_id, tag_id, commit_id, tag, created_at
+  FROM unnest(CAST(:tag_ids AS text[]), CAST(:commit_ids AS text[]), CAST(:names AS text[]),
+              CAST(:times AS text[])) AS new (tag_id, commit_id, tag, created_at)
+ ORDER BY tag_id
+ON CONFLICT (repo_id, tag_id) DO UPDATE
+   SET commit_id = excluded.commit_id, tag = excluded.tag, created_at = excluded.created_at
+ WHERE (tags.commit_id, tags.tag, tags.created_at)
+       IS DISTINCT FROM (excluded.commit_id, excluded.tag, excluded.created_at)
+RETURNING tag_id""")
+_RELEASE = text("""
+INSERT INTO releases (repo_id, tag, release_id, record)
+VALUES (:repo_id, :tag, COALESCE(CAST(:given AS text), :new_id), CAST(:record AS jsonb))
+ON CONFLICT (repo_id, tag) DO UPDATE
+   SET record = excluded.record, release_id = COALESCE(CAST(:given AS text), releases.release_id)
+RETURNING release_id""")
+_RELEASES = text("""
+SELECT record || jsonb_build_object('tag', tag, 'release_id', release_id) AS record
+  FROM releases
+ WHERE repo_id = :repo_id
+   AND (CAST(:channel AS text) IS NULL OR record ->> 'channel' = :channel)
+   AND (:drafts OR NOT (record @> '{"is_draft": true}' OR record @> '{"draft": true}'))
+ ORDER BY record ->> 'created_at' DESC NULLS LAST, tag DESC LIMIT :limit""")
+_RELEASES_COUNT = text("SELECT count(*) FROM releases WHERE repo_id = :repo_id")
+_RELEASE_GONE = text("""
+DELETE FROM releases WHERE repo_id = :repo_id AND tag = :tag RETURNING release_id""")
+_BRANCH_GONE = text("""
+DELETE FROM branches WHERE repo_id = :repo_id AND name = :branch AND head_commit_id <> ''
+RETURNING head_commit_id""")
+
+
+class Names:
+    """Keeps the tags and releases of repos, and ends their branches.
+
+    Errors of every change: RepoMissing when the repo is deleted meanwhile; Unavailable.
+    """
+
+    def __init__(self, database: Database, log: EventLog) -> None:
+        self._database = database
+        self._log = log
+
+    async def store_tags(self, repo_id: str, tags: Sequence[PushTag], caller: Caller) -> int:
+        """Set these tags; answers how many are new or changed.
+
+        Errors: Incomplete (422) with the commits that the repo does not hold.
+        """
+        commit_ids = [bare(tag.commit_id) for tag in tags]
+        await self._check_commits(repo_id, commit_ids)
+        values = {
+            "repo_id": repo_id,
+            "tag_ids": [tag.tag_id for tag in tags],
+            "commit_ids": commit_ids,
+            "names": [tag.tag for tag in tags],
+            "times": [tag.created_at for tag in tags],
+        }
+
+        async def work() -> int:
+            async with self._changing(repo_id) as connection:
+                stored = (await connection.execute(_TAGS, values)).scalars().all()
+                if stored:
+                    told: dict[str, JSON] = {"count": len(stored), "tags": [*stored[:_TOLD_MAX]]}
+                    about = _about(repo_id, caller)
+                    fact = NewEvent(type="repo.tagged", data=told, **about)
+                    await self._log.append_in(connection, [fact])
+                return len(stored)
+
+        return await tried_again(work)
+
+    async def put_release(
+        self, repo_id: str, record: Mapping[str, Any], caller: Caller, *, limits: WireLimits
+    ) -> str:
+        """Keep a release under its tag, in place of an older one; its id.
+
+        Errors: Incomplete (422) without a tag, or for a commit that the repo does not hold;
+                TooLarge.
+        """
+        tag = _tag_of(record, limits)
+        written = _written(record)
+        if len(written) > limits.record_bytes_max:
+            raise TooLarge(f"A release may have {limits.record_bytes_max:,} bytes.")
+        if commit_id := record.get("commit_id"):
+            await self._check_commits(repo_id, [bare(str(commit_id))])
+        given = record.get("release_id")
+        values = {
+            "repo_id": repo_id,
+            "tag": tag,
+            "given": str(given) if given else None,
+            "new_id": new_mpack_id(),
+            "record": written,
+        }
+
+        async def work() -> str:
+            async with self._changing(repo_id) as connection:
+                count = (await connection.execute(_RELEASES_COUNT, values)).scalar_one()
+                if count >= RELEASES_MAX:
+                    raise TooLarge(f"A repository may have {RELEASES_MAX:,} releases.")
+                release_id: str = (await connection.execute(_RELEASE, values)).scalar_one()
+                told: dict[str, JSON] = {"tag": tag, "release_id": release_id}
+                fact = NewEvent(type="repo.released", data=told, **_about(repo_id, caller))
+                await self._log.append_in(connection, [fact])
+                return release_id
+
+        return await tried_again(work)
+
+    async def releases(
+        self, repo_id: str, *, channel: str | None = None, drafts: bool = False
+    ) -> list[dict[str, Any]]:
+        """The releases' records, the newest first by what they say of themselves."""
+        if channel is not None:
+            check_text(channel, what="The channel")
+        asked = {"repo_id": repo_id, "channel": channel, "drafts": drafts, "limit": RELEASES_MAX}
+        async with reading(self._database) as reader:
+            return list((await reader.execute(_RELEASES, asked)).scalars())
+
+    async def delete_release(self, repo_id: str, tag: str, caller: Caller) -> None:
+        """Take a release away.
+
+        Errors: NoSuchName (404).
+        """
+        check_text(tag, what="The tag")
+
+        async def work() -> None:
+            async with self._changing(repo_id) as connection:
+                asked = {"repo_id": repo_id, "tag": tag}
+                gone = (await connection.execute(_RELEASE_GONE, asked)).scalar_one_or_none()
+                if gone is None:
+                    raise NoSuchName(f"There is no release {tag}.")
+                told: dict[str, JSON] = {"tag": tag, "release_id": gone}
+                fact = NewEvent(type="repo.release_deleted", data=told, **_about(repo_id, caller))
+                await self._log.append_in(connection, [fact])
+
+        await tried_again(work)
+
+    async def delete_branch(self, repo_id: str, branch: str, caller: Caller) -> str:
+        """Take a branch away; where it stood. Its commits stay the repo's.
+
+        Errors: NoSuchName (404).
+        """
+        check_text(branch, what="The branch")
+
+        async def work() -> str:
+            async with self._changing(repo_id) as connection:
+                asked = {"repo_id": repo_id, "branch": branch}
+                head = (await connection.execute(_BRANCH_GONE, asked)).scalar_one_or_none()
+                if head is None:
+                    raise NoSuchName(f"There is no branch {branch}.")
+                told: dict[str, JSON] = {"branch": branch, "head": head}
+                fact = NewEvent(type="repo.branch_deleted", data=told, **_about(repo_id, caller))
+                await self._log.append_in(connection, [fact])
+                return str(head)
+
+        return await tried_again(work)
+
+    @asynccontextmanager
+    async def _changing(self, repo_id: str) -> AsyncIterator[AsyncConnection]:
+        async with transaction(self._database) as connection:
+            found = await connection.execute(_REPO, {"repo_id": repo_id})
+            if found.one_or_none() is None:
+                raise RepoMissing(repo_id=repo_id)
+            yield connection
+
+    async def _check_commits(self, repo_id: str, commit_ids: Sequence[str]) -> None:
+        async with reading(self._database) as reader:
+            known = await known_commits(reader, repo_id, commit_ids)
+        if missing := sorted(set(commit_ids) - known):
+            raise Incomplete(
+                f"{len(missing)} of the named commits are not in this repository; push them first.",
+                missing=missing[:_SHOWN_MAX],
+            )
+
+
+def _about(repo_id: str, caller: Caller) -> dict[str, Any]:
+    """What the events of one change have in common."""
+    return {
+        "stream": repo_stream(repo_id),
+        "expected_version": None,
+        "actor": caller.actor,
+        "request_id": caller.request_id,
+    }
+
+
+def _written(record: Mapping[str, Any]) -> str:
+    """The record as JSON that PostgreSQL can hold."""
+    try:
+        written = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Incomplete(
+            "A release holds what JSON cannot: bytes, NaN or too deep a nest."
+        ) from error
+    if _NUL.search(written):
+        raise Incomplete("A release holds a NUL character.")
+    check_text(written, what="A release")
+    return written
+
+
+def _tag_of(record: Mapping[str, Any], limits: WireLimits) -> str:
+    tag = record.get("tag")
+    if not isinstance(tag, str) or not tag:
+        raise Incomplete("A release needs a tag.")
+    check_text(tag, what="The tag")
+    if len(tag.encode()) > limits.tag_bytes_max:
+        raise TooLarge(f"A release's tag may have {limits.tag_bytes_max:,} bytes.")
+    return tag
