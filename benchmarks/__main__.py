@@ -11,6 +11,7 @@ from benchmarks.appends import APPENDS
 from benchmarks.figures import Benchmark
 from benchmarks.grants import GRANTS
 from benchmarks.idle import IDLE
+from benchmarks.ids import IDS
 from benchmarks.lateness import LATENESS
 from benchmarks.packs import PACKS
 from benchmarks.place import Place, run
@@ -22,7 +23,7 @@ from gateway.demo.rados_gateway import RadosGatewayMissing
 ALL = {
     one.name: one
     for one in (
-        *(APPENDS, GRANTS, RECLAIMS, PACKS, IDLE, LATENESS),
+        *(APPENDS, GRANTS, RECLAIMS, PACKS, IDS, IDLE, LATENESS),
         *(REPLICAS_LOCAL, REPLICAS_S3, RESTART),
     )
 }

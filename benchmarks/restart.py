@@ -10,117 +10,61 @@ held until the end, compared with the same command's on an empty database, asked
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import httpx2
 
 from benchmarks import million
 from benchmarks.figures import Benchmark, Figure, Run
 from benchmarks.idle import LEASES, LEASES_QUICK
-from benchmarks.place import Home, Place, serving
+from benchmarks.place import Place
 from benchmarks.reclaims import write_blobs
-from benchmarks.usage import memory_bytes_peak
-from gateway.auth import Scope
+from benchmarks.served import ServedGateway, admin_token
 
 _OVERDUE, _OVERDUE_QUICK = 100_000, 1_000
 _QUESTIONS = ("/readyz", "/v1/leases?limit=100", "/v1/leases?state=active&limit=100", "/metrics")
 _EMPTY_SECONDS = 5.0
 _WAIT_SECONDS_MAX = 300.0
-_END_SECONDS_MAX = 30.0
 _POLL_SECONDS = 0.005
 _PAUSE_SECONDS = 0.05
 _LAST_KEYS = 5000  # The last ones go in no certain order.
 
 
-@dataclass(slots=True, kw_only=True)
-class _Gateway:
-    """The command `serve` as a process, what it logged, and what it answered how fast."""
+@dataclass(slots=True)
+class _Answers:
+    """How fast it answered, and when for the first time."""
 
-    token: str
-    process: subprocess.Popen[bytes]
-    port: int
-    log: Path
-    began: float
     slowest: float = 0.0
-    answered: float = 0.0
-
-    @classmethod
-    def start(cls, home: Home, *, token: str) -> _Gateway:
-        """Run it; nobody waits for it here."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        log = home.folder / "serve.log"
-        environ = {
-            "MPACK_DATABASE_URL": home.url,
-            "MPACK_DATA_DIR": str(home.folder / "blobs"),
-            "MPACK_SPOOL_DIR": str(home.folder),
-            "MPACK_LOG_FORMAT": "json",
-        }
-        began = time.time()
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "gateway", "serve", "--port", str(port)],
-                env=os.environ | environ,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-        return cls(token=token, process=process, port=port, log=log, began=began)
-
-    async def ask_until(self, over: asyncio.Event) -> None:
-        """Put all questions, one caller each; keep the slowest answer, and the first one's time."""
-        headers = {"Authorization": f"Bearer {self.token}"}
-        url = f"http://127.0.0.1:{self.port}"
-        async with (
-            httpx2.AsyncClient(base_url=url, headers=headers, timeout=60, trust_env=False) as http,
-            asyncio.TaskGroup() as group,
-        ):
-
-            async def ask(path: str) -> None:
-                while not over.is_set():
-                    asked = time.perf_counter()
-                    try:
-                        answer = await http.get(path)
-                    except httpx2.ConnectError:
-                        await asyncio.sleep(_POLL_SECONDS)
-                        continue
-                    assert answer.status_code in (200, 503), (path, answer.status_code)
-                    self.slowest = max(self.slowest, time.perf_counter() - asked)
-                    self.answered = self.answered or time.time()
-                    await asyncio.sleep(_PAUSE_SECONDS)
-
-            for path in _QUESTIONS:
-                group.create_task(ask(path))
-
-    def said_at(self, event: str) -> float:
-        """When it logged this line."""
-        for line in self.log.read_text().splitlines():
-            told: dict[str, Any] = json.loads(line)
-            if told["event"] == event:
-                return datetime.fromisoformat(told["timestamp"]).timestamp()
-        raise AssertionError(event)
-
-    def end(self) -> float:
-        """End it; the most memory it held, in bytes."""
-        held = memory_bytes_peak(self.process.pid)
-        self.process.terminate()
-        self.process.wait(_END_SECONDS_MAX)
-        return held
+    first_at: float = 0.0
 
 
-async def _token(home: Home) -> str:
-    """Be there once, so that the store carries its mark; answers a token."""
-    async with serving(home) as service:
-        return (await service.tokens.create(name="benchmark", scopes=[Scope.ADMIN])).secret
+async def _ask_until(gateway: ServedGateway, over: asyncio.Event, answers: _Answers) -> None:
+    """Put all questions, one caller each; keep the slowest answer, and the first one's time."""
+    headers = {"Authorization": f"Bearer {gateway.token}"}
+    async with (
+        httpx2.AsyncClient(
+            base_url=gateway.url, headers=headers, timeout=60, trust_env=False
+        ) as http,
+        asyncio.TaskGroup() as group,
+    ):
+
+        async def ask(path: str) -> None:
+            while not over.is_set():
+                asked = time.perf_counter()
+                try:
+                    answer = await http.get(path)
+                except httpx2.ConnectError:
+                    await asyncio.sleep(_POLL_SECONDS)
+                    continue
+                assert answer.status_code in (200, 503), (path, answer.status_code)
+                answers.slowest = max(answers.slowest, time.perf_counter() - asked)
+                answers.first_at = answers.first_at or time.time()
+                await asyncio.sleep(_PAUSE_SECONDS)
+
+        for path in _QUESTIONS:
+            group.create_task(ask(path))
 
 
 async def _gone(path: Path) -> float:
@@ -134,9 +78,9 @@ async def _gone(path: Path) -> float:
 async def _empty(place: Place) -> float:
     """What it holds with nothing to do, in bytes."""
     home = await place.home()
-    gateway = _Gateway.start(home, token=await place.apart(_token, home))
-    over = asyncio.Event()
-    asking = asyncio.create_task(gateway.ask_until(over))
+    gateway = ServedGateway.start(home, token=await place.apart(admin_token, home))
+    over, answers = asyncio.Event(), _Answers()
+    asking = asyncio.create_task(_ask_until(gateway, over, answers))
     await asyncio.sleep(1.0 if place.quick else _EMPTY_SECONDS)
     over.set()
     await asking
@@ -150,12 +94,12 @@ async def _run(place: Place) -> Run:
     overdue = _OVERDUE_QUICK if place.quick else _OVERDUE
     empty = await _empty(place)
     home = await place.home()
-    token = await place.apart(_token, home)
+    token = await place.apart(admin_token, home)
     keys = await million.fill(home, leases, overdue=overdue)
     await asyncio.to_thread(write_blobs, home.folder, keys)
-    gateway = _Gateway.start(home, token=token)
-    over = asyncio.Event()
-    asking = asyncio.create_task(gateway.ask_until(over))
+    gateway = ServedGateway.start(home, token=token)
+    over, answers = asyncio.Event(), _Answers()
+    asking = asyncio.create_task(_ask_until(gateway, over, answers))
     first_gone = await _gone(home.folder / "blobs" / keys[0])
     for key in keys[-_LAST_KEYS:]:
         last_gone = await _gone(home.folder / "blobs" / key)
@@ -166,12 +110,12 @@ async def _run(place: Place) -> Run:
     serves = gateway.said_at("Application startup complete.")
     await place.drop(home)
     return {
-        "exec_seconds": gateway.answered - gateway.began,
+        "exec_seconds": answers.first_at - gateway.began,
         "lifespan_seconds": serves - began,
         "first_seconds": first_gone - serves,
         "all_seconds": last_gone - serves,
         "per_second": overdue / (last_gone - first_gone),
-        "slowest_ms": gateway.slowest * 1000,
+        "slowest_ms": answers.slowest * 1000,
         "held_mib": held / 2**20,
         "more_mib": (held - empty) / 2**20,
     }

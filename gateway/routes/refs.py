@@ -38,13 +38,14 @@ def refs_routes(access: Access, database: Database, limits: WireLimits) -> list[
     async def filter_objects(request: Request) -> Response:
         _principal, repo, _repo_id = await access.readable_or_new(request)
         asked = await body_of(request, FilterObjectsRequest, limits)
-        ids = dict(zip(asked.object_ids, bare_all(asked.object_ids), strict=True))
+        ids = bare_all(asked.object_ids)
         held: set[str] = set()
         if repo is not None:
             async with reading(database) as connection:
-                held = await known_objects(connection, repo.repo_id, set(ids.values()))
-        missing = [written for written, object_id in ids.items() if object_id not in held]
-        return render(request, {"missing": missing})
+                held = await known_objects(connection, repo.repo_id, ids)
+        told = zip(asked.object_ids, ids, strict=True)
+        missing = dict.fromkeys(written for written, object_id in told if object_id not in held)
+        return render(request, {"missing": list(missing)})
 
     address = "/{owner}/{repo}"
     return [
