@@ -15,15 +15,17 @@ from sqlalchemy.sql.elements import TextClause
 from gateway.packs.arrange import GraphRow
 from gateway.packs.manifest_rows import Reader
 
-# A million ids in one statement take 12 s and the server's memory; so many at a time half of that
-# (`make bench ARGS=ids`).
+# A million ids in one statement would be held by the server too, several times.
 _IDS_PER_STATEMENT = 20_000
 
 
 def _members(table: str, column: str) -> TextClause:
+    # The LIMIT keeps each look-up on the primary key, as in commit_rows.py: left to itself, the
+    # planner reads the whole repo for every batch.
     return text(
-        f"SELECT {column} AS id FROM {table}"  # noqa: S608  constants
-        f" WHERE repo_id = :repo_id AND {column} = ANY(CAST(:ids AS text[]))"
+        "SELECT asked.id FROM unnest(CAST(:ids AS text[])) AS asked (id)"  # noqa: S608  constants
+        f" CROSS JOIN LATERAL (SELECT FROM {table}"
+        f" WHERE repo_id = :repo_id AND {column} = asked.id LIMIT 1) AS held"
     )
 
 
