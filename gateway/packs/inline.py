@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from leases.ports import BlobStore
 
 # Sixteen requests for the largest inline answer; the next is not read before the last is sent.
 _CHUNK_BYTES = 4 * 1024 * 1024
+# What is handed over at once: the server and the socket hold copies of it, for every caller.
+_PIECE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +66,21 @@ async def read_back(
 async def _chunks(
     store: BlobStore, *, key: str, size_bytes: int, first: bytes, around: Reheaded
 ) -> AsyncIterator[bytes]:
+    second = len(first)
     yield around.head
-    yield first[around.skip :]
-    for start in range(len(first), size_bytes, _CHUNK_BYTES):
-        yield await _range(store, key, start, min(start + _CHUNK_BYTES, size_bytes))
+    for piece in _pieces(first, around.skip):
+        yield piece
+    del first
+    for start in range(second, size_bytes, _CHUNK_BYTES):
+        data = await _range(store, key, start, min(start + _CHUNK_BYTES, size_bytes))
+        for piece in _pieces(data, 0):
+            yield piece
     yield around.tail
+
+
+def _pieces(data: bytes, start: int) -> Iterator[bytes]:
+    for begin in range(start, len(data), _PIECE_BYTES):
+        yield data[begin : begin + _PIECE_BYTES]
 
 
 async def _range(store: BlobStore, key: str, start: int, stop: int) -> bytes:

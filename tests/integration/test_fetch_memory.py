@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgpack
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -15,6 +17,7 @@ from gateway.wire.messages import PushObject
 from tests.factories import History
 from tests.fakes import MemoryStore
 from tests.integration.fetching import CALLER, bench_on
+from tests.integration.gateways import bundle_of, serving, settings_for
 
 GROWTH_BYTES_MAX = 128 << 20
 PACK_BYTES = 256 << 20
@@ -102,3 +105,51 @@ async def test_a_large_pack_is_never_held_in_memory(engine: AsyncEngine, tmp_pat
             answer = await bench.fetch(repo.repo_id, [head.commit_id])
         assert answer["size_bytes"] > PACK_BYTES
         assert most[0] - before <= GROWTH_BYTES_MAX
+
+
+_CLONES = 16
+_CLONED_BYTES = 48 << 20
+# Two ranges of 4 MiB for each caller, and as much again for the sockets.
+_CLONES_GROWTH_BYTES_MAX = 256 << 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_clones_at_once_are_one_build_and_hold_no_pack_each(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serving(settings_for(database_url, tmp_path)) as gateway:
+        history = History()
+        for number in range(_CLONED_BYTES // (4 << 20)):
+            history.content(number.to_bytes(8, "big") * (4 << 17))
+        repo_id = await gateway.repo("o/r")
+        objects = [PushObject(**item) for item in history.objects()]
+        await gateway.service.segments.store(repo_id, objects, CALLER)
+        history.commit({str(number): one for number, one in enumerate(history.contents)})
+        history.contents.clear()
+        token = await gateway.token("push")
+        body = {"bundle": bundle_of(history), "branch": "main"}
+        assert (await gateway.call("POST", "/o/r/push", body, token=token)).status == 200
+        del objects, body
+        want = msgpack.packb({"want": [history.head.commit_id], "have": []})
+
+        async def clone() -> tuple[int, str]:
+            digest, size_bytes = hashlib.sha256(), 0
+            async with gateway.http.stream(
+                "POST", f"{gateway.url}/o/r/fetch", content=want, timeout=120
+            ) as answer:
+                assert answer.status_code == 200
+                async for chunk in answer.aiter_raw():
+                    size_bytes += len(chunk)
+                    digest.update(chunk)
+            return size_bytes, digest.hexdigest()
+
+        before = resident_bytes()
+        with watched() as most:
+            answers = await asyncio.gather(*(clone() for _ in range(_CLONES)))
+        assert len(set(answers)) == 1
+        assert answers[0][0] > _CLONED_BYTES
+        assert most[0] - before <= _CLONES_GROWTH_BYTES_MAX
+        row = await gateway.service.database.fetchrow("SELECT count(*) AS n FROM mpack_leases")
+        assert row is not None
+        assert row["n"] == 1
