@@ -14,8 +14,11 @@ from gateway.wire.limits import WireLimits
 from gateway.wire.messages import (
     FetchMpackRequest,
     FetchRequest,
+    NegotiateRequest,
+    PresignRequest,
     PushObjectsRequest,
     PushRequest,
+    TagsRequest,
 )
 from leases.errors import InvalidRequest
 from tests.factories import make_history, push_body
@@ -123,6 +126,7 @@ def test_json_gives_the_same_request_as_msgpack() -> None:
     assert from_json == decode(packed(wish), FetchMpackRequest, limits=LIMITS)
 
 
+TAG = {"tag_id": "t1", "commit_id": ID, "tag": "v1.0"}
 OBJECT = {"object_id": ID, "content": b"12345", "path": "a/b"}
 
 
@@ -132,6 +136,11 @@ OBJECT = {"object_id": ID, "content": b"12345", "path": "a/b"}
         (FetchRequest, {"want": [ID, ID]}, {"want_max": 1}),
         (FetchRequest, {"want": [], "have": [ID, ID]}, {"have_max": 1}),
         (FetchRequest, {"want": [ID]}, {"ids_body_bytes_max": 10}),
+        (NegotiateRequest, {"want": [ID], "have": [ID, ID]}, {"have_max": 1}),
+        (PresignRequest, {"object_ids": [ID, ID], "direction": "put"}, {"presign_put_max": 1}),
+        (PresignRequest, {"object_ids": [ID, ID], "direction": "get"}, {"presign_get_max": 1}),
+        (TagsRequest, {"tags": [TAG, TAG]}, {"tags_max": 1}),
+        (TagsRequest, {"tags": [TAG]}, {"tag_bytes_max": 2}),
         (PushObjectsRequest, {"objects": [OBJECT, OBJECT]}, {"objects_per_chunk_max": 1}),
         (PushObjectsRequest, {"objects": [OBJECT]}, {"object_bytes_max": 4}),
         (PushObjectsRequest, {"objects": [OBJECT]}, {"path_bytes_max": 2}),
