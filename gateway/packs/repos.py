@@ -33,7 +33,7 @@ _BY_ID = text(
 )
 _INSERT = text("""
 INSERT INTO repos (repo_id, owner, slug, visibility) VALUES (:repo_id, :owner, :slug, :visibility)
-ON CONFLICT (owner, slug) DO NOTHING RETURNING repo_id""")
+ON CONFLICT DO NOTHING RETURNING repo_id""")
 _LIST = """
 SELECT repo_id, owner || '/' || slug AS name, visibility, created_at, pushed_at, deleted_at
   FROM repos WHERE ($1::text IS NULL OR owner = $1) AND ($2 OR deleted_at IS NULL)
