@@ -76,8 +76,7 @@ def routes_of(service: Service) -> list[Route]:
         *health_routes(service),
         *metrics_routes(service),
         *lease_routes(access, service),
-        # The URLs of other stores lead to them.
-        *(_own_blobs(service) if isinstance(service.store, LocalStore) else []),
+        *_own_blobs(service),
         *object_routes(access, service),
         *refs_routes(access, service.database, service.settings.wire),
         *fetch_routes(access, service),
@@ -88,7 +87,8 @@ def routes_of(service: Service) -> list[Route]:
 
 
 def _own_blobs(service: Service) -> list[Route]:
-    assert isinstance(service.store, LocalStore)
+    if not isinstance(service.store, LocalStore):
+        return []  # The URLs of other stores lead to them.
     lease = service.settings.lease
     return blob_routes(
         service.store,

@@ -17,16 +17,15 @@ from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
-from gateway.errors import IncompleteRepo
 from gateway.packs.foreign import extract_foreign
 from gateway.packs.places import Places
 from gateway.packs.plan import Plan
 from gateway.packs.policy import PackPolicy
 from gateway.packs.splice import ENTRY_ID_BYTES, check_entry, id_head
 from gateway.packs.spool import Spool, SpoolBudget
-from gateway.packs.store_calls import first_failure, store_call
+from gateway.packs.store_calls import first_failure, stored_range
 from gateway.wire.ids import PREFIX, IdForm
-from leases.errors import BlobMissing, Corrupt
+from leases.errors import Corrupt
 from leases.ports import BlobStore
 
 ReadRange = Callable[[int, int], Awaitable[bytes]]
@@ -137,7 +136,9 @@ class PackBuilder:
         run_bytes_max = self._policy.build_read_bytes_max
         await scratch.allocate(places.entry_bytes + longer * len(places))
         readers = [
-            foreign.read if source.foreign else partial(self._read_blob, source.storage_key)
+            foreign.read
+            if source.foreign
+            else partial(stored_range, self._store, source.storage_key)
             for source in places.sources
         ]
         order = await asyncio.to_thread(reading_order, places)
@@ -157,13 +158,6 @@ class PackBuilder:
         async with asyncio.TaskGroup() as tasks:
             for _ in range(self._policy.build_reads_parallel):
                 tasks.create_task(work())
-
-    async def _read_blob(self, key: str, start: int, stop: int) -> bytes:
-        try:
-            with store_call("get"):
-                return await self._store.get(key, start, stop)
-        except BlobMissing as error:
-            raise IncompleteRepo(storage_key=key) from error
 
 
 def _written(run: Run, data: bytes, *, prefixed: bool) -> Iterator[tuple[int, bytes | memoryview]]:

@@ -22,9 +22,9 @@ from gateway.packs.places import WHOLE_BLOB, Place, Places, Source
 from gateway.packs.policy import PackPolicy
 from gateway.packs.splice import entry_head
 from gateway.packs.spool import Spool, SpoolBudget
-from gateway.packs.store_calls import store_call
+from gateway.packs.store_calls import store_call, stored_range
 from gateway.wire.ids import PREFIX
-from leases.errors import BlobMissing, Corrupt
+from leases.errors import Corrupt
 from leases.ports import BlobStore, HeadsBlobs
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -103,7 +103,9 @@ class _Extraction:
 
         async def read(at: int, place: Place) -> None:
             key = sources[place.source].storage_key
-            data[at] = await self._get(key, place.offset, place.offset + place.length)
+            data[at] = await stored_range(
+                self._store, key, place.offset, place.offset + place.length
+            )
 
         async with asyncio.TaskGroup() as tasks:
             for at, place in enumerate(batch):
@@ -136,7 +138,7 @@ class _Extraction:
     async def _download(self, key: str, blob: Spool) -> None:
         """By ranges where the store can tell a blob's size, at once where it cannot."""
         if not isinstance(self._store, HeadsBlobs):
-            data = await self._get(key, None, None)
+            data = await stored_range(self._store, key, None, None)
             await blob.append(lambda: data, work_bytes=len(data))
             return
         with store_call("head"):
@@ -147,15 +149,8 @@ class _Extraction:
             raise Corrupt("A stored pack is over the limit.", storage_key=key)
         step = self._policy.build_read_bytes_max
         for start in range(0, info.size_bytes, step):
-            data = await self._get(key, start, min(start + step, info.size_bytes))
+            data = await stored_range(self._store, key, start, min(start + step, info.size_bytes))
             await blob.append(partial(bytes, data), work_bytes=len(data))
-
-    async def _get(self, key: str, start: int | None, stop: int | None) -> bytes:
-        try:
-            with store_call("get"):
-                return await self._store.get(key, start, stop)
-        except BlobMissing as error:
-            raise IncompleteRepo(storage_key=key) from error
 
     async def _move(self, object_id: str, content: bytes) -> None:
         head = entry_head(object_id, len(content))

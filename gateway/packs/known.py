@@ -15,7 +15,7 @@ from sqlalchemy.sql.elements import TextClause
 from gateway.packs.arrange import GraphRow
 from gateway.packs.manifest_rows import Reader
 
-# A million ids in one statement would be held by the server too, several times.
+# So that a statement's arguments stay a few megabytes, however long the client's list is.
 _IDS_PER_STATEMENT = 20_000
 
 

@@ -132,7 +132,7 @@ async def find_lacking(reader: Reader, question: Question) -> Lacking:
     """
     repo_id = question.repo_id
     want, near = await _wanted_rows(reader, question, more=_PORTION_FIRST)
-    offered = [commit_id for commit_id in bare_ids(question.have) if _is_text(commit_id)]
+    offered = [commit_id for commit_id in bare_ids(question.have) if is_text(commit_id)]
     foreign = bool(offered) and await has_foreign_commits(reader, repo_id)
     found = await _walk(_Side(reader, repo_id, offered, foreign=foreign), want, near)
     lacking = Lacking(repo_id=repo_id, difference=found)
@@ -158,7 +158,7 @@ async def _wanted_rows(
 ) -> tuple[dict[str, Node], dict[str, Node]]:
     """The rows of the wanted commits, and up to so many more just below them."""
     wanted = bare_ids(question.want)
-    lookable = [commit_id for commit_id in wanted if _is_text(commit_id)]
+    lookable = [commit_id for commit_id in wanted if is_text(commit_id)]
     near: dict[str, Node] = {}
     if lookable:
         count_max = len(lookable) + more
@@ -307,6 +307,6 @@ def bare_ids(ids: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(one.removeprefix(PREFIX) for one in ids))
 
 
-def _is_text(commit_id: str) -> bool:
+def is_text(commit_id: str) -> bool:
     """Whether the database can hold such a text at all; what cannot be an id is then not found."""
     return commit_id.isascii() and commit_id.isprintable()

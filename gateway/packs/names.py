@@ -13,9 +13,9 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.errors import Incomplete, NoSuchName, RepoMissing, TooLarge
+from gateway.errors import Incomplete, NoSuchName, TooLarge
 from gateway.packs.known import known_commits
-from gateway.packs.repos import repo_stream
+from gateway.packs.repos import hold_repo, repo_stream
 from gateway.packs.transaction import reading, transaction, tried_again
 from gateway.wire.body import check_text
 from gateway.wire.ids import bare
@@ -34,9 +34,6 @@ RELEASES_MAX = 10_000
 # The escape itself; behind an odd number of backslashes more it is a text about it.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
-# Behind it `gc` waits with a deleted repo's row.
-_REPO = text("""
-SELECT repo_id FROM repos WHERE repo_id = :repo_id AND deleted_at IS NULL FOR KEY SHARE""")
 _TAGS = text("""
 INSERT INTO tags (repo_id, tag_id, commit_id, tag, created_at)
 SELECT DISTINCT ON (tag_id) :repo_id, tag_id, commit_id, tag, created_at
@@ -61,7 +58,9 @@ SELECT record || jsonb_build_object('tag', tag, 'release_id', release_id) AS rec
    AND (CAST(:channel AS text) IS NULL OR record ->> 'channel' = :channel)
    AND (:drafts OR NOT (record @> '{"is_draft": true}' OR record @> '{"draft": true}'))
  ORDER BY record ->> 'created_at' DESC NULLS LAST, tag DESC LIMIT :limit""")
-_RELEASES_COUNT = text("SELECT count(*) FROM releases WHERE repo_id = :repo_id")
+_OTHERS = text("""
+SELECT count(*) AS number, COALESCE(sum(octet_length(record::text)), 0) AS size_bytes
+  FROM releases WHERE repo_id = :repo_id AND tag <> :tag""")
 _RELEASE_GONE = text("""
 DELETE FROM releases WHERE repo_id = :repo_id AND tag = :tag RETURNING release_id""")
 _BRANCH_GONE = text("""
@@ -116,7 +115,8 @@ class Names:
         """
         tag = _tag_of(record, limits)
         written = _written(record)
-        if len(written) > limits.record_bytes_max:
+        size_bytes = len(written.encode())
+        if size_bytes > limits.record_bytes_max:
             raise TooLarge(f"A release may have {limits.record_bytes_max:,} bytes.")
         if commit_id := record.get("commit_id"):
             await self._check_commits(repo_id, [bare(str(commit_id))])
@@ -131,9 +131,13 @@ class Names:
 
         async def work() -> str:
             async with self._changing(repo_id) as connection:
-                count = (await connection.execute(_RELEASES_COUNT, values)).scalar_one()
-                if count >= RELEASES_MAX:
+                # They are listed in one answer.
+                others = (await connection.execute(_OTHERS, values)).one()
+                if others.number >= RELEASES_MAX:
                     raise TooLarge(f"A repository may have {RELEASES_MAX:,} releases.")
+                if others.size_bytes + size_bytes > limits.body_bytes_max:
+                    most = f"{limits.body_bytes_max:,}"
+                    raise TooLarge(f"All releases of a repository may have {most} bytes.")
                 release_id: str = (await connection.execute(_RELEASE, values)).scalar_one()
                 told: dict[str, JSON] = {"tag": tag, "release_id": release_id}
                 fact = NewEvent(type="repo.released", data=told, **_about(repo_id, caller))
@@ -194,9 +198,7 @@ class Names:
     @asynccontextmanager
     async def _changing(self, repo_id: str) -> AsyncIterator[AsyncConnection]:
         async with transaction(self._database) as connection:
-            found = await connection.execute(_REPO, {"repo_id": repo_id})
-            if found.one_or_none() is None:
-                raise RepoMissing(repo_id=repo_id)
+            await hold_repo(connection, repo_id)
             yield connection
 
     async def _check_commits(self, repo_id: str, commit_ids: Sequence[str]) -> None:

@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from gateway.errors import UnknownCommit
 from gateway.packs.closure import Node
 from gateway.packs.commit_rows import ancestry
 from gateway.packs.known import known_commits
-from gateway.packs.lacking import bare_ids
+from gateway.packs.lacking import Question, bare_ids, check_wanted, is_text
 from gateway.packs.manifest_rows import Reader
-
-_SHOWN_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +36,12 @@ async def negotiate(
 
     Errors: UnknownCommit (404) with the wanted ids that the repo does not have.
     """
-    wanted, offered = bare_ids(want), bare_ids(have)
-    known = await known_commits(reader, repo_id, {*wanted, *offered})
-    if unknown := [commit_id for commit_id in wanted if commit_id not in known]:
-        raise UnknownCommit(missing=unknown[:_SHOWN_MAX])
+    await check_wanted(reader, Question(repo_id=repo_id, want=want, have=()))
+    wanted = bare_ids(want)
+    offered = [commit_id for commit_id in bare_ids(have) if is_text(commit_id)]
+    known = await known_commits(reader, repo_id, offered)
     ack = [commit_id for commit_id in offered if commit_id in known]
-    if not offered or not wanted:
+    if not have or not wanted:
         return Negotiation(ack=ack, common_base=None, ready=True)
     if not ack:
         return Negotiation(ack=ack, common_base=None, ready=False)

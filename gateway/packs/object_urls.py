@@ -135,7 +135,7 @@ class ObjectUrls:
         writer = PackWriter(spool, encoding="raw", zstd_level=self._policy.zstd_level)
         stored = await self._objects.open(open_reader, repo_id, object_id)
         try:
-            async for chunk in stored.chunks():
+            async for chunk in stored.chunks(0, stored.size_bytes):
                 await writer.write(chunk)
         finally:
             await stored.close()

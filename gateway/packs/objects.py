@@ -6,15 +6,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from gateway.errors import IncompleteRepo
 from gateway.packs.foreign import extract_foreign
 from gateway.packs.places import find_places
 from gateway.packs.policy import PackPolicy
 from gateway.packs.sharing import OpenReader
 from gateway.packs.splice import ENTRY_HEAD_BYTES_MAX, check_entry
 from gateway.packs.spool import Spool, SpoolBudget
-from gateway.packs.store_calls import first_failure, store_call
-from leases.errors import BlobMissing, Corrupt
+from gateway.packs.store_calls import first_failure, stored_range
+from leases.errors import Corrupt
 from leases.ports import BlobStore
 
 _CHUNK_BYTES = 1024 * 1024
@@ -29,14 +28,13 @@ class StoredObject:
     _offset: int
     _scratch: Spool
 
-    async def chunks(self, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+    async def chunks(self, start: int, stop: int) -> AsyncIterator[bytes]:
         """The content's bytes `[start, stop)`, in order.
 
         Errors: IncompleteRepo, Corrupt, StoreUnavailable.
         """
-        end = self.size_bytes if stop is None else stop
-        for begin in range(start, end, _CHUNK_BYTES):
-            until = min(begin + _CHUNK_BYTES, end)
+        for begin in range(start, stop, _CHUNK_BYTES):
+            until = min(begin + _CHUNK_BYTES, stop)
             data = await self._read(self._offset + begin, self._offset + until)
             if len(data) != until - begin:
                 raise Corrupt("A segment is shorter than its index says.", start=begin)
@@ -69,7 +67,11 @@ class ObjectReader:
             )
             place = places[0]
             source = places.sources[place.source]
-            read = scratch.read if source.foreign else partial(self._get, source.storage_key)
+            read = (
+                scratch.read
+                if source.foreign
+                else partial(stored_range, self._store, source.storage_key)
+            )
             head = await read(place.offset, place.offset + min(ENTRY_HEAD_BYTES_MAX, place.length))
             try:
                 content = check_entry(head, object_id, place.length)
@@ -88,10 +90,3 @@ class ObjectReader:
             _offset=place.offset + content,
             _scratch=scratch,
         )
-
-    async def _get(self, key: str, start: int, stop: int) -> bytes:
-        try:
-            with store_call("get"):
-                return await self._store.get(key, start, stop)
-        except BlobMissing as error:
-            raise IncompleteRepo(storage_key=key) from error

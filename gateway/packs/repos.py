@@ -41,6 +41,8 @@ SELECT repo_id, owner || '/' || slug AS name, visibility, created_at, pushed_at,
 _DELETE = text("""
 UPDATE repos SET deleted_at = clock_timestamp()
  WHERE repo_id = :repo_id AND deleted_at IS NULL RETURNING repo_id""")
+_HOLD = text("""
+SELECT repo_id FROM repos WHERE repo_id = :repo_id AND deleted_at IS NULL FOR KEY SHARE""")
 _HEADS = text("""
 SELECT name, head_commit_id FROM branches
  WHERE repo_id = :repo_id AND head_commit_id <> '' ORDER BY name""")
@@ -105,6 +107,15 @@ async def repo_of(reader: Reader, repo_id: str) -> Repo:
     if row is None:
         raise RepoMissing(repo_id=repo_id)
     return Repo(**row)
+
+
+async def hold_repo(connection: AsyncConnection, repo_id: str) -> None:
+    """Keep the repo's row until the transaction ends: `gc` takes a deleted one away only behind it.
+
+    Errors: RepoMissing.
+    """
+    if (await connection.execute(_HOLD, {"repo_id": repo_id})).one_or_none() is None:
+        raise RepoMissing(repo_id=repo_id)
 
 
 async def branch_heads(reader: Reader, repo_id: str) -> dict[str, str]:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Protocol
 
@@ -23,7 +24,8 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.errors import Incomplete, RepoMissing
+from gateway.errors import Incomplete
+from gateway.packs.repos import hold_repo
 from gateway.packs.splice import entry_head
 from gateway.packs.transaction import transaction, tried_again
 from gateway.packs.uploads import Upload, verified_content
@@ -49,9 +51,6 @@ SELECT DISTINCT i.entity_id FROM mpack_index i LEFT JOIN segments s USING (mpack
    AND s.state IS DISTINCT FROM 'pending'"""
 _KNOWN_STILL = text(_KNOWN.format(ids="CAST(:ids AS text[])"))
 _PENDING = "INSERT INTO segments (mpack_id, storage_key, state) VALUES ($1, $2, 'pending')"
-# The lock lasts to the commit: `gc` takes a deleted repo's row away only behind it.
-_REPO = text("""
-SELECT deleted_at IS NULL FROM repos WHERE repo_id = :repo FOR KEY SHARE""")
 # In the order of the ids, so that two pushes wait for each other but never in a circle.
 _TOUCH = text("""
 UPDATE objects SET path = objects.path
@@ -80,12 +79,11 @@ UPDATE segments SET state = 'live', size_bytes = :size_bytes, sha256 = :sha256
  WHERE mpack_id = :segment AND codec <> 'condemned' RETURNING mpack_id""")
 # The first took longer than `gc` waits, a day; a second time somebody deletes by hand.
 _TRIES_MAX = 2
-_REMOVED = "The content of this push is removed as it arrives; try again later."
 # A large push of uploads that fails, or whose caller gives up waiting, has stored the parts before.
 _STREAMED_BYTES_MAX = 256 * 1024 * 1024
 
 
-class Digest(Protocol):
+class _Digest(Protocol):
     """A hash that is being computed."""
 
     def hexdigest(self) -> str: ...
@@ -164,12 +162,7 @@ class SegmentWriter:
         ids = list(chunk.contents)
         if not ids:
             return StoreResult(stored=0, skipped=0)
-        for _ in range(_TRIES_MAX):
-            try:
-                return await self._store_unknown(repo_id, chunk, caller)
-            except _GivenUp:
-                continue
-        raise Unavailable(_REMOVED)
+        return await _written_anew(lambda: self._store_unknown(repo_id, chunk, caller))
 
     async def store_uploads(
         self, repo_id: str, uploads: Sequence[Upload], caller: Caller
@@ -183,15 +176,8 @@ class SegmentWriter:
         """
         stored = skipped = 0
         for part in _parts(uploads):
-            for _ in range(_TRIES_MAX):
-                try:
-                    done = await self._store_part(repo_id, part, caller)
-                except _GivenUp:
-                    continue
-                stored, skipped = stored + done.stored, skipped + done.skipped
-                break
-            else:
-                raise Unavailable(_REMOVED)
+            done = await _written_anew(partial(self._store_part, repo_id, part, caller))
+            stored, skipped = stored + done.stored, skipped + done.skipped
         return StoreResult(stored=stored, skipped=skipped)
 
     async def _store_part(
@@ -286,13 +272,25 @@ class SegmentWriter:
             raise StoreUnavailable(cause=type(error).__name__) from error
 
 
+async def _written_anew(store: Callable[[], Awaitable[StoreResult]]) -> StoreResult:
+    """Store once more when the segment was given up meanwhile.
+
+    Errors: Unavailable when that happens again.
+    """
+    for _ in range(_TRIES_MAX):
+        try:
+            return await store()
+        except _GivenUp:
+            continue
+    raise Unavailable("The content of this push is removed as it arrives; try again later.")
+
+
 async def _join(connection: AsyncConnection, repo_id: str, ids: Sequence[str]) -> list[str]:
     """Make these objects the repo's; answers those that were not before.
 
     Errors: RepoMissing.
     """
-    if not (await connection.execute(_REPO, {"repo": repo_id})).scalar_one_or_none():
-        raise RepoMissing(repo_id=repo_id)
+    await hold_repo(connection, repo_id)
     return sorted((await connection.execute(_MEMBERS, {"repo": repo_id, "ids": ids})).scalars())
 
 
@@ -305,7 +303,7 @@ class _Segment:
     sizes: Sequence[int]
     lengths: Sequence[int]
     data: bytes | AsyncIterator[bytes]
-    digest: Digest
+    digest: _Digest
 
 
 def _segment_of(chunk: Chunk) -> _Segment:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from leases.errors import Failure, StoreUnavailable
+from gateway.errors import IncompleteRepo
+from leases.errors import BlobMissing, Failure, StoreUnavailable
+from leases.ports import BlobStore
 
 
 @contextmanager
@@ -21,6 +23,18 @@ def store_call(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise StoreUnavailable(call=name, cause=type(error).__name__) from error
+
+
+async def stored_range(store: BlobStore, key: str, start: int | None, stop: int | None) -> bytes:
+    """The bytes `[start, stop)` of a durable blob.
+
+    Errors: IncompleteRepo when it is gone; StoreUnavailable.
+    """
+    try:
+        with store_call("get"):
+            return await store.get(key, start, stop)
+    except BlobMissing as error:
+        raise IncompleteRepo(storage_key=key) from error
 
 
 def first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:

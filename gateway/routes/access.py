@@ -34,54 +34,50 @@ class Access:
 
     async def readable(self, request: Request) -> tuple[Principal, Repo]:
         """The caller and the repo, which the caller may read."""
-        principal = await self.principal(request)
-        owner, slug = _names(request)
-        repo = await self._repos.find(owner=owner, slug=slug)
-        check_read(principal, repo, f"{owner}/{slug}")
+        principal, repo, full_name = await self._found(request)
+        check_read(principal, repo, full_name)
         assert repo is not None
         return principal, repo
 
-    async def readable_or_new(self, request: Request) -> tuple[Principal, Repo | None, str]:
-        """The same, or the name of a repo that is not there and that this caller's push will make:
-        its id is known beforehand. None stands for that repo, which holds nothing.
+    async def readable_or_new(self, request: Request) -> Repo | None:
+        """The repo, which the caller may read; None for one that is not there and that a push of
+        this caller will make.
         """
-        principal = await self.principal(request)
-        owner, slug = _names(request)
-        repo = await self._repos.find(owner=owner, slug=slug)
-        may_make = self._create_on_push and principal.has(Scope.PUSH, f"{owner}/{slug}")
-        if repo is None and may_make:
-            return principal, None, await self._repos.next_id(owner=owner, slug=slug)
-        check_read(principal, repo, f"{owner}/{slug}")
-        assert repo is not None
-        return principal, repo, repo.repo_id
+        principal, repo, full_name = await self._found(request)
+        if repo is None and self._create_on_push and principal.has(Scope.PUSH, full_name):
+            return None
+        check_read(principal, repo, full_name)
+        return repo
 
-    async def readable_by_id(self, request: Request, repo_id: str) -> tuple[Principal, Repo]:
-        """The caller and the repo with this id, which the caller may read."""
+    async def new_id(self, request: Request) -> str:
+        """The id that the repo of this address will have when it is made."""
+        owner, slug = _names(request)
+        return await self._repos.next_id(owner=owner, slug=slug)
+
+    async def readable_by_id(self, request: Request, repo_id: str) -> Repo:
+        """The repo with this id, which the caller may read."""
         principal = await self.principal(request)
         repo = await self._repos.find_by_id(repo_id)
         check_read(principal, repo, f"{repo.owner}/{repo.slug}" if repo else "")
         assert repo is not None
-        return principal, repo
+        return repo
 
     async def writable(self, request: Request) -> tuple[Principal, Repo]:
         """The caller and the repo, which is there and which the caller may push to."""
-        principal = await self.principal(request)
-        owner, slug = _names(request)
-        repo = await self._repos.find(owner=owner, slug=slug)
-        check_push(principal, repo, f"{owner}/{slug}")
+        principal, repo, full_name = await self._found(request)
+        check_push(principal, repo, full_name)
         if repo is None:
             raise RepoMissing
         return principal, repo
 
     async def pushable(self, request: Request) -> tuple[Principal, Repo]:
         """The caller and the repo, which the caller may push to; a first push makes it."""
-        principal = await self.principal(request)
-        owner, slug = _names(request)
-        repo = await self._repos.find(owner=owner, slug=slug)
-        check_push(principal, repo, f"{owner}/{slug}")
+        principal, repo, full_name = await self._found(request)
+        check_push(principal, repo, full_name)
         if repo is None:
             if not self._create_on_push:
                 raise RepoMissing
+            owner, slug = _names(request)
             repo = await self._repos.ensure(
                 owner=owner,
                 slug=slug,
@@ -89,6 +85,12 @@ class Access:
                 caller=caller_of(request, principal),
             )
         return principal, repo
+
+    async def _found(self, request: Request) -> tuple[Principal, Repo | None, str]:
+        """The caller, the repo of this address if there is one, and its name."""
+        principal = await self.principal(request)
+        owner, slug = _names(request)
+        return principal, await self._repos.find(owner=owner, slug=slug), f"{owner}/{slug}"
 
 
 def caller_of(request: Request, principal: Principal) -> Caller:

@@ -16,16 +16,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from gateway.errors import BodyTooSlow, TooLarge
-from gateway.routes.byte_ranges import ByteRange, matches_any, parse_range, range_still_valid
-from gateway.storage.local import LocalStore, OpenBlob
-from leases.errors import StoreUnavailable
-
-CHUNK_BYTES = 256 * 1024  # What one download holds in memory; 64 KiB costs four times the switches.
+from gateway.routes.ranged import ranged_response
+from gateway.storage.local import LocalStore
 
 
 def blob_routes(
@@ -43,14 +39,9 @@ def blob_routes(
             signature=_only(request, "signature"),
         )
         opened = await store.open_blob(key)
-        try:
-            response = _response(request, opened)
-        except BaseException:
-            opened.close()
-            raise
-        if not isinstance(response, BlobResponse):
-            opened.close()
-        return response
+        return await ranged_response(
+            request, opened, etag=opened.etag, cache_control="private, no-store"
+        )
 
     async def put_blob(request: Request) -> Response:
         key: str = request.path_params["key"]
@@ -89,56 +80,6 @@ async def _bounded(body: AsyncIterator[bytes], bytes_max: int) -> AsyncIterator[
 
 def _too_large(bytes_max: int) -> TooLarge:
     return TooLarge(f"An upload may have {bytes_max:,} bytes.")
-
-
-class BlobResponse(StreamingResponse):
-    """Streams part of an open blob, and closes it however the request ends."""
-
-    def __init__(
-        self, blob: OpenBlob, part: ByteRange, *, status_code: int, headers: dict[str, str]
-    ) -> None:
-        super().__init__(_chunks(blob, part), status_code=status_code, headers=headers)
-        self._blob = blob
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._blob.close()
-
-
-def _response(request: Request, blob: OpenBlob) -> Response:
-    headers = {
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, no-store",
-        "Content-Type": "application/octet-stream",
-        "ETag": blob.etag,
-        "X-Content-Type-Options": "nosniff",
-    }
-    if matches_any(request.headers.get("if-none-match"), blob.etag):
-        del headers["Content-Type"]
-        return Response(status_code=304, headers=headers)
-    if request.method == "HEAD":  # The RFC defines ranges for GET alone.
-        return Response(headers=headers | {"Content-Length": str(blob.size_bytes)})
-    part = None
-    if range_still_valid(request.headers.get("if-range"), blob.etag):
-        part = parse_range(request.headers.get("range"), blob.size_bytes)
-    if part is None:
-        headers["Content-Length"] = str(blob.size_bytes)
-        return BlobResponse(blob, ByteRange(0, blob.size_bytes), status_code=200, headers=headers)
-    headers["Content-Length"] = str(part.stop - part.start)
-    headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{blob.size_bytes}"
-    return BlobResponse(blob, part, status_code=206, headers=headers)
-
-
-async def _chunks(blob: OpenBlob, part: ByteRange) -> AsyncIterator[bytes]:
-    start = part.start
-    while start < part.stop:
-        chunk = await blob.read(start, min(start + CHUNK_BYTES, part.stop))
-        if not chunk:
-            raise StoreUnavailable("A blob became shorter while it was read.")
-        start += len(chunk)
-        yield chunk
 
 
 def _only(request: Request, name: str) -> str:

@@ -21,8 +21,9 @@ def refs_routes(access: Access, database: Database, limits: WireLimits) -> list[
     """The routes that tell what is in a repo."""
 
     async def refs(request: Request) -> Response:
-        _principal, repo, repo_id = await access.readable_or_new(request)
+        repo = await access.readable_or_new(request)
         if repo is None:  # As a repo that was made and never pushed to.
+            repo_id = await access.new_id(request)
             nothing = {"domain": DOMAIN, "default_branch": DEFAULT_BRANCH, "branch_heads": {}}
             return render(request, {"repo_id": repo_id, **nothing})
         async with reading(database) as connection:
@@ -36,7 +37,7 @@ def refs_routes(access: Access, database: Database, limits: WireLimits) -> list[
         return render(request, answer)
 
     async def filter_objects(request: Request) -> Response:
-        _principal, repo, _repo_id = await access.readable_or_new(request)
+        repo = await access.readable_or_new(request)
         asked = await body_of(request, FilterObjectsRequest, limits)
         ids = bare_all(asked.object_ids)
         held: set[str] = set()

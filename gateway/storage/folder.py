@@ -103,7 +103,7 @@ class Folder:
             if not is_key(key):
                 outcomes[key] = InvalidKey()
                 continue
-            # No Path: making one costs as much processor time as the unlink (`make bench`).
+            # No Path: making one takes about as much processor time as the unlink.
             outcomes[key] = _removed(f"{self.root}/{key}")
             touched.setdefault(key.rpartition("/")[0], []).append(key)
         for directory, within in touched.items():

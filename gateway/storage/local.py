@@ -27,11 +27,12 @@ from typing import Self, TypeVar
 from gateway.storage.folder import Folder, OpenFile, Upload, failure_of, sync_directory
 from gateway.storage.offload import Offload
 from gateway.storage.signing import UrlExpired, UrlSigner, UrlTampered, shared_signing_key
-from leases.errors import InvalidRequest
+from leases.errors import InvalidRequest, StoreUnavailable
 from leases.ports import BlobInfo, DeleteOutcome
 
 __all__ = ["LocalStore", "OpenBlob", "UrlExpired", "UrlTampered"]
 
+SERVED_BLOCK_BYTES = 256 * 1024  # What a download holds in memory.
 WRITE_BLOCK_BYTES = 1024 * 1024  # A change of threads costs about 50 µs; small chunks are joined.
 LIST_BATCH = 1000  # As S3's pages; some 300 KiB of entries in memory.
 _FILE_THREADS_MAX = 8
@@ -199,7 +200,19 @@ class OpenBlob:
         """The bytes of `[start, stop)`."""
         return await self._threads.run(_translated(partial(self._file.read, start, stop)))
 
-    def close(self) -> None:
+    async def chunks(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        """The bytes of `[start, stop)`, in pieces.
+
+        Errors: StoreUnavailable, also when the file became shorter meanwhile.
+        """
+        while start < stop:
+            chunk = await self.read(start, min(start + SERVED_BLOCK_BYTES, stop))
+            if not chunk:
+                raise StoreUnavailable("A blob became shorter while it was read.")
+            start += len(chunk)
+            yield chunk
+
+    async def close(self) -> None:
         """Let the file go; its disk space returns if it was deleted meanwhile."""
         self._file.close()
 

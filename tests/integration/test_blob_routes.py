@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from gateway.storage.local import LocalStore
-from tests.integration.storage_adapters import blob_app
+from tests.integration.storage_adapters import UPLOAD_BYTES_MAX, blob_app
 from tests.loopback import bound_socket, served, url_of
 
 KEY = "transient/log/one"
@@ -252,3 +252,49 @@ async def read_away(client: httpx2.AsyncClient, url: str) -> None:
     async with client.stream("GET", url) as answer:
         async for _chunk in answer.aiter_bytes(64 * 1024):
             pass
+
+
+# PUT. ---------------------------------------------------------------------------------------------
+
+
+async def test_an_upload_is_stored_under_its_url_alone(
+    client: httpx2.AsyncClient, store: LocalStore
+) -> None:
+    url = await store.presign_put("put", expires_in=60)
+    put = await client.put(url, content=b"once")
+    assert (put.status_code, put.content) == (200, b"")
+    assert await store.get("put") == b"once"
+    assert (await client.put(url, content=b"again")).status_code == 200
+    assert await store.get("put") == b"again"
+
+
+async def test_a_url_is_good_for_its_own_method(
+    client: httpx2.AsyncClient, store: LocalStore, url: str, clock: Moment
+) -> None:
+    upload = await store.presign_put("put", expires_in=60)
+    assert (await client.put(url, content=b"x")).status_code == 403
+    assert (await client.get(upload)).status_code == 403
+    assert (await client.delete(upload)).status_code == 405
+    other = upload.replace("/put?", f"/{KEY}?")
+    assert (await client.put(other, content=b"x")).status_code == 403
+    clock.now += timedelta(seconds=60)
+    assert (await client.put(upload, content=b"x")).status_code == 403
+    assert await store.get(KEY) == CONTENT
+    assert [blob.key async for blob in store.list("")] == [KEY]
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
+async def test_an_upload_over_the_limit_stores_nothing(
+    client: httpx2.AsyncClient, store: LocalStore, tmp_path: Path, declared: bool
+) -> None:
+    upload = await store.presign_put("put", expires_in=60)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, UPLOAD_BYTES_MAX + 1, 100_000):
+            yield bytes(min(100_000, UPLOAD_BYTES_MAX + 1 - start))
+
+    body = bytes(UPLOAD_BYTES_MAX + 1) if declared else pieces()
+    refused = await client.put(upload, content=body)
+    assert refused.status_code == 413
+    assert [blob.key async for blob in store.list("")] == [KEY]
+    assert (await client.put(upload, content=bytes(UPLOAD_BYTES_MAX))).status_code == 200

@@ -419,7 +419,7 @@ class TestReading:
             await store.delete(KEY)
             assert await blob.read(2, 100) == b"23456789"
         finally:
-            blob.close()
+            await blob.close()
         with pytest.raises(BlobMissing):
             await store.open_blob(KEY)
 
@@ -429,7 +429,7 @@ class TestReading:
             await store.put(KEY, b"same")
             blob = await store.open_blob(KEY)
             etags.add(blob.etag)
-            blob.close()
+            await blob.close()
         assert len(etags) == 2
 
     @pytest.mark.parametrize("start, stop", [(-1, 4), (5, 4), (None, -1)])

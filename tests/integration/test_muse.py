@@ -12,7 +12,9 @@ from typing import Any
 import msgpack
 import pytest
 
+from gateway.packs import names as names_module
 from gateway.wire.ids import commit_id_of, snapshot_id_of
+from gateway.wire.limits import WireLimits
 from leases.model import LeaseKind
 from leases.policy import LeasePolicy
 from tests.factories import History, make_history
@@ -237,11 +239,12 @@ async def test_a_private_repos_ids_cannot_be_told_from_absent_ones(gateway: Live
     history = seven_files()
     repo_id = await gateway.repo("ada/hidden", private=True)
     await (await muse(gateway, "ada/hidden")).push(history)
-    public = await muse(gateway, "eve/open")
-    other = make_history(9, commits=2)
-    await public.push(other)
+    await (await muse(gateway, "eve/open")).push(other := make_history(9, commits=2))
+    elsewhere = await gateway.token("push", repos=["eve/open"])
     hidden = next(iter(history.contents))
-    for reader in (public, Muse(url=public.url)):
+    for token in (elsewhere, None):
+        reader = Muse(url=f"{gateway.url}/eve/open", token=token)
+        home = Muse(url=gateway.url, token=token)
         for there, absent in ((hidden, "e" * 64), (history.head.commit_id, "d" * 64)):
             answers = []
             for one in (there, absent):
@@ -251,14 +254,26 @@ async def test_a_private_repos_ids_cannot_be_told_from_absent_ones(gateway: Live
                         "POST", "/negotiate", {"want": [other.head.commit_id], "have": [one]}
                     ),
                     await reader.call("POST", "/fetch", {"want": [one], "have": []}),
-                    await Muse(url=gateway.url, token=None).call(
-                        "GET", f"/o/{one}?repo_id={repo_id}"
-                    ),
+                    await home.call("GET", f"/o/{one}?repo_id={repo_id}"),
                 ]
                 answers.append(
                     [(heard.status, masked(heard.content, one, heard.headers)) for heard in told]
                 )
+            assert [status for status, _ in answers[0]] == [200, 200, 404, 404]
             assert answers[0] == answers[1]
+
+
+async def test_what_cannot_be_an_id_is_not_found(gateway: LiveGateway) -> None:
+    me = await muse(gateway)
+    history = make_history(9, commits=2)
+    await me.push(history)
+    head = history.head.commit_id
+    for odd in ("\0" * 64, "a" * 63 + "\0", "ü" * 64):
+        asked = {"want": [odd], "have": [head]}
+        assert (await me.call("POST", "/negotiate", asked)).status == 404, odd
+        asked = {"want": [head], "have": [odd, head]}
+        assert (await me.call("POST", "/negotiate", asked)).body["ack"] == [head], odd
+        assert (await me.call("POST", "/filter-objects", {"object_ids": [odd]})).status < 500, odd
 
 
 def masked(content: bytes, object_id: str, headers: Any) -> bytes:
@@ -297,6 +312,14 @@ async def test_single_objects(gateway: LiveGateway) -> None:
     assert (await me.call("POST", "/presign", asked)).status == 404
 
 
+async def test_refs_tell_the_same_before_and_after_the_first_push(gateway: LiveGateway) -> None:
+    me = await muse(gateway, "ada/new")
+    before = await me.refs()
+    history = make_history(9, commits=2)
+    await me.push(history)
+    assert await me.refs() == before | {"branch_heads": {"main": history.head.commit_id}}
+
+
 async def test_tags_releases_and_the_end_of_a_branch(gateway: LiveGateway) -> None:
     me = await muse(gateway)
     history = seven_files()
@@ -331,3 +354,28 @@ async def test_tags_releases_and_the_end_of_a_branch(gateway: LiveGateway) -> No
     assert (await me.call("DELETE", "/branches/gone")).status == 404
     assert (await me.refs())["branch_heads"] == {"main": head}
     check_whole(await me.clone(), history)
+
+
+async def test_releases_are_bounded_together(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release in place of another is not one more."""
+    monkeypatch.setattr(names_module, "RELEASES_MAX", 3)
+    limits = WireLimits(body_bytes_max=100_000, ids_body_bytes_max=100_000, record_bytes_max=50_000)
+    async with serving(settings_for(database_url, tmp_path / "data", wire=limits)) as gateway:
+        me = await muse(gateway)
+        await me.push(make_history(9, commits=1))
+
+        async def release(tag: str, size_bytes: int) -> int:
+            record = {"tag": tag, "notes": "x" * size_bytes}
+            return (await me.call("POST", "/releases", record, as_json=True)).status
+
+        assert await release("v1", 49_000) == 200
+        assert await release("v2", 49_000) == 200
+        assert await release("v3", 49_000) == 413
+        assert await release("v1", 49_500) == 200
+        assert await release("v3", 10) == 200
+        assert await release("v4", 10) == 413
+        assert await release("v3", 20) == 200
+        assert (await me.call("DELETE", "/releases/v1")).status == 200
+        assert await release("v4", 49_000) == 200
