@@ -165,6 +165,7 @@ class BodyLimit:
             if self._bytes_together > self._bytes_together_max:
                 raise Unavailable("Too many large requests at once; try again shortly.")
             complete = not message.get("more_body", False)
+            scope["state"]["body_complete"] = complete
             return message
 
         try:
@@ -184,7 +185,7 @@ async def answer_error(error: Exception, request: Request) -> None:
     response = render(
         request, answer.body, default="json", status=answer.status, headers=answer.headers
     )
-    if answer.status not in (408, 413):
+    if answer.status not in (408, 413) or getattr(request.state, "body_complete", False):
         await response(request.scope, request.receive, request._send)  # noqa: SLF001  Starlette hides it
         return
     await _answer_and_drain(response.status_code, response.raw_headers, response.body, request)

@@ -102,6 +102,15 @@ async def test_a_declared_length_over_the_limit_is_refused_at_once(
     assert b"connection: close" in head.lower()
 
 
+async def test_a_whole_body_that_is_refused_is_not_waited_for(strict_gateway: LiveGateway) -> None:
+    """Nothing of it is left to read, so the connection stays."""
+    await strict_gateway.repo("o/r")
+    asked = {"want": ["x" * 1000], "have": []}
+    answer = await strict_gateway.call("POST", "/o/r/negotiate", asked)
+    assert answer.status == 413
+    assert "connection" not in answer.headers
+
+
 async def test_a_chunked_body_is_refused_when_it_passes_the_limit(
     strict_gateway: LiveGateway,
 ) -> None:
