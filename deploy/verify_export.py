@@ -263,10 +263,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Prove a log that `mpack-gateway events export` wrote, without anything else."
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="in order; - for standard input")
-    parser.add_argument("--log-id", type=uuid.UUID, metavar="UUID")
-    parser.add_argument("--after", type=event_at, metavar="POSITION:HASH")
     parser.add_argument(
-        "--head", type=event_at, metavar="POSITION:HASH", action="append", default=[]
+        "--log-id", type=uuid.UUID, metavar="UUID", help="the first event must follow from this log"
+    )
+    parser.add_argument(
+        "--after", type=event_at, metavar="POSITION:HASH", help="the event in front of the files"
+    )
+    parser.add_argument(
+        "--head",
+        type=event_at,
+        metavar="POSITION:HASH",
+        action="append",
+        default=[],
+        help="an event that was published; may be given again",
     )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     told = parser.parse_args(arguments)
