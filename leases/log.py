@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 import asyncpg
@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from leases.chain import StoredEvent
 from leases.codec import JSON, SCHEMA_VERSION, dump
 from leases.database import Database, translate
-from leases.errors import ClaimHeld, DatabaseUnavailable, DeadlinePassed, VersionConflict
+from leases.errors import ClaimHeld, Conflict, DatabaseUnavailable, DeadlinePassed, VersionConflict
 from leases.ids import new_event_id
 from leases.observe import NOBODY, Observer
 from leases.ports import Clock
@@ -105,10 +105,20 @@ class Recorded(NamedTuple):
     recorded_at: datetime
 
 
+Answer = Recorded | BaseException
+
+
 @dataclass(slots=True)
 class _Group:
+    """What one caller appends: all of it or none, or each event for itself (`apart`)."""
+
     events: Sequence[NewEvent]
-    done: asyncio.Future[Sequence[Recorded]]
+    done: asyncio.Future[Sequence[Answer]]
+    apart: bool = False
+
+    def units(self) -> Iterable[Sequence[NewEvent]]:
+        """What the database takes or refuses as one."""
+        return ([event] for event in self.events) if self.apart else (self.events,)
 
 
 def stored(row: asyncpg.Record) -> StoredEvent:
@@ -137,14 +147,14 @@ def _arguments(groups: Iterable[Sequence[NewEvent]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _refuse(verdicts: Iterable[str], events: Sequence[NewEvent]) -> NoReturn:
+def _refusal(verdicts: Iterable[str], events: Sequence[NewEvent]) -> Conflict:
     verdict, event = next(
         (verdict, event)
         for verdict, event in zip(verdicts, events, strict=True)
         if verdict not in ("ok", "repeat", "group")
     )
     kind = {"version": VersionConflict, "deadline": DeadlinePassed, "claim": ClaimHeld}[verdict]
-    raise kind(stream=event.stream, type=event.type, expected_version=event.expected_version)
+    return kind(stream=event.stream, type=event.type, expected_version=event.expected_version)
 
 
 class EventLog:
@@ -169,28 +179,29 @@ class EventLog:
         Errors: VersionConflict, DeadlinePassed, ClaimHeld; DatabaseUnavailable, after which they
         may or may not stand in the log.
         """
+        return cast("Sequence[Recorded]", await self._enqueue(events))
+
+    def _enqueue(
+        self, events: Sequence[NewEvent], *, apart: bool = False
+    ) -> asyncio.Future[Sequence[Answer]]:
         assert 0 < len(events) <= EVENTS_PER_CALL_MAX
         assert len({event.stream for event in events}) == len(events), "one event per stream"
-        return await self._enqueue(events)
-
-    def _enqueue(self, events: Sequence[NewEvent]) -> asyncio.Future[Sequence[Recorded]]:
         if self._waiting_events + len(events) > EVENTS_WAITING_MAX:
             raise DatabaseUnavailable("Too many events wait for the database; try again shortly.")
         if self._ended:
             raise DatabaseUnavailable(_STOPPING)
-        group = _Group(events, asyncio.get_running_loop().create_future())
+        group = _Group(events, asyncio.get_running_loop().create_future(), apart)
         self._waiting.append(group)
         self._waiting_events += len(events)
         self._wake.set()
         return group.done
 
-    async def append_each(
-        self, events: Sequence[NewEvent]
-    ) -> list[Sequence[Recorded] | BaseException]:
+    async def append_each(self, events: Sequence[NewEvent]) -> Sequence[Answer]:
         """Append each for itself: losers are answered with their exception, the rest stand."""
-        return await asyncio.gather(
-            *[self._enqueue([event]) for event in events], return_exceptions=True
-        )
+        try:
+            return await self._enqueue(events, apart=True)
+        except Exception as error:  # noqa: BLE001  told of each, as where only one of them fails
+            return [error] * len(events)
 
     async def append_in(
         self, connection: AsyncConnection, events: Sequence[NewEvent]
@@ -205,7 +216,7 @@ class EventLog:
             places = (await connection.execute(_PLACES_BOUND, {"ids": ids})).all()
             return [Recorded(*place) for place in places]
         if set(answer.verdicts) != {"ok"}:
-            _refuse(answer.verdicts, events)
+            raise _refusal(answer.verdicts, events)
         # The caller's COMMIT is still to come; it fails rarely enough for a count.
         self._observer.appended([event.type for event in events])
         return [
@@ -258,17 +269,19 @@ class EventLog:
 
     async def _flush(self, batch: list[_Group]) -> None:
         try:
-            answer = await self._call([group.events for group in batch])
+            answer = await self._call([unit for group in batch for unit in group.units()])
         except DatabaseUnavailable as failure:
             for group in batch:
                 _fail(group, failure)
             return
         except Exception as error:  # noqa: BLE001  a bug in one caller's event is that caller's
-            if len(batch) == 1:
+            if len(batch) > 1:
+                for group in batch:
+                    await self._flush([group])
+            elif batch[0].apart and len(batch[0].events) > 1:
+                await self._flush_singly(batch[0])
+            else:
                 _fail(batch[0], error)
-                return
-            for group in batch:
-                await self._flush([group])
             return
         events = (event for group in batch for event in group.events)
         told = zip(events, answer["verdicts"], strict=True)
@@ -279,6 +292,17 @@ class EventLog:
             own = list(islice(rows, len(group.events)))
             if not group.done.done():
                 await self._settle(group, own, moment)
+
+    async def _flush_singly(self, group: _Group) -> None:
+        loop = asyncio.get_running_loop()
+        alone = [_Group([event], loop.create_future(), apart=True) for event in group.events]
+        for one in alone:
+            await self._flush([one])
+        answers = await asyncio.gather(*(one.done for one in alone), return_exceptions=True)
+        if not group.done.done():
+            group.done.set_result(
+                [one if isinstance(one, BaseException) else one[0] for one in answers]
+            )
 
     async def _call(self, groups: Sequence[Sequence[NewEvent]]) -> asyncpg.Record:
         arguments = _arguments(groups)
@@ -297,17 +321,20 @@ class EventLog:
     async def _settle(
         self, group: _Group, rows: Sequence[tuple[str, int, int]], moment: datetime
     ) -> None:
+        verdicts = [verdict for verdict, _, _ in rows]
+        if not group.apart and not {"ok", "repeat"}.issuperset(verdicts):
+            _fail(group, _refusal(verdicts, group.events))
+            return
         try:
-            if any(verdict not in ("ok", "repeat") for verdict, _, _ in rows):
-                _refuse([verdict for verdict, _, _ in rows], group.events)
-            group.done.set_result(
-                [
-                    await self._place(event)
-                    if verdict == "repeat"
-                    else Recorded(position, version, moment)
-                    for event, (verdict, position, version) in zip(group.events, rows, strict=True)
-                ]
-            )
+            answers: list[Answer] = []
+            for event, (verdict, position, version) in zip(group.events, rows, strict=True):
+                if verdict == "ok":
+                    answers.append(Recorded(position, version, moment))
+                elif verdict == "repeat":
+                    answers.append(await self._place(event))
+                else:
+                    answers.append(_refusal([verdict], [event]))
+            group.done.set_result(answers)
         except Exception as error:  # noqa: BLE001  it belongs to whoever waits for this group
             _fail(group, error)
 

@@ -145,8 +145,7 @@ class Reaper:
                 batch = self.batch
                 result = await self.reap_once(trigger, limit=batch)
                 if result.claimed == batch or (probing and not self.circuit.is_open):
-                    self.wake(trigger)  # More may be due: this worker again, and another one.
-                    self.wake(trigger)
+                    self._go_on(trigger)
                 elif not result.claimed:
                     self.found_nothing()
             except Exception as error:  # noqa: BLE001  a worker outlives whatever one batch meets
@@ -154,6 +153,12 @@ class Reaper:
                 if self._unsettled:
                     await self._clock.sleep(_RELEASE_RETRY_SECONDS)
                     self.wake(trigger)
+
+    def _go_on(self, trigger: Trigger) -> None:
+        """More may be due: this worker again, and an idle one; busy ones look by themselves."""
+        idle = self._policy.reap_workers - self._busy
+        for _ in range(min(2, idle) - self._wakes.qsize()):
+            self.wake(trigger)
 
     async def stop(self) -> None:
         """Claim nothing more, and wait until what is claimed has been recorded or handed back."""

@@ -99,7 +99,7 @@ class Folder:
         """
         outcomes: dict[str, DeleteOutcome | Exception] = {}
         touched: dict[str, list[str]] = {}
-        for key in dict.fromkeys(keys):
+        for key in keys:
             if not is_key(key):
                 outcomes[key] = InvalidKey()
                 continue

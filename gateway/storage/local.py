@@ -8,6 +8,7 @@ signed and checked by the database's time, as the gateway knows it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -19,7 +20,7 @@ from collections.abc import (
 from contextlib import aclosing
 from datetime import datetime
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -36,7 +37,11 @@ SERVED_BLOCK_BYTES = 256 * 1024  # What a download holds in memory.
 WRITE_BLOCK_BYTES = 1024 * 1024  # A change of threads costs about 50 µs; small chunks are joined.
 LIST_BATCH = 1000  # As S3's pages; some 300 KiB of entries in memory.
 _FILE_THREADS_MAX = 8
-_DELETE_THREADS_MAX = 4  # As many as there are reap workers.
+# An unlink mostly waits for the disk: a batch is shared out among threads, each with a part that is
+# worth the change of threads. For four reap workers at once.
+_DELETE_THREADS_A_BATCH = 4
+_DELETE_THREADS_MAX = 16
+_DELETE_PART_LEAST = 32
 
 T = TypeVar("T")
 
@@ -123,11 +128,19 @@ class LocalStore:
     async def delete_many(self, keys: Sequence[str]) -> Mapping[str, DeleteOutcome | Exception]:
         """Remove blobs, each directory synced once; an outcome or an exception for every key.
 
-        Effects: one change of threads for all. When cancelled it may still come to its end a
-                 little later, as a request to any other store would.
+        Effects: a large batch is shared out among threads. When cancelled it may still come to its
+                 end a little later, as a request to any other store would.
         """
-        work = partial(self._folder.remove_many, list(keys))
-        return await self._deletions.run_or_leave(_translated(work))
+        distinct = list(dict.fromkeys(keys))
+        step = max(_DELETE_PART_LEAST, -(-len(distinct) // _DELETE_THREADS_A_BATCH))
+        parts = [distinct[start : start + step] for start in range(0, len(distinct), step)]
+        removed = await asyncio.gather(
+            *(
+                self._deletions.run_or_leave(_translated(partial(self._folder.remove_many, part)))
+                for part in parts
+            )
+        )
+        return dict(chain.from_iterable(outcomes.items() for outcomes in removed))
 
     async def head(self, key: str) -> BlobInfo | None:
         """Size and time of a blob, None where there is none."""

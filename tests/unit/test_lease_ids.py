@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from uuid import UUID
 
@@ -25,6 +26,22 @@ def test_ids_do_not_repeat() -> None:
     assert len({new_mpack_id() for _ in range(10_000)}) == 10_000
     assert len({new_event_id() for _ in range(1_000)}) == 1_000
     assert len({new_token() for _ in range(1_000)}) == 1_000
+
+
+def test_a_forked_process_makes_ids_of_its_own() -> None:
+    """Random bytes are kept for later ids, and a fork copies memory."""
+    new_event_id()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, new_event_id().bytes)
+        os._exit(0)
+    os.waitpid(child, 0)
+    with os.fdopen(reading, "rb") as pipe:
+        os.close(writing)
+        theirs = pipe.read()
+    assert len(theirs) == 16
+    assert theirs != new_event_id().bytes
 
 
 @pytest.mark.parametrize(
