@@ -8,13 +8,17 @@ from pathlib import Path
 
 from benchmarks import machine, report
 from benchmarks.appends import APPENDS
+from benchmarks.clone import CLONE, CLONE_MANY
+from benchmarks.fetch import FETCH
 from benchmarks.figures import Benchmark
 from benchmarks.grants import GRANTS
+from benchmarks.herd import HERD
 from benchmarks.idle import IDLE
 from benchmarks.ids import IDS
 from benchmarks.lateness import LATENESS
 from benchmarks.packs import PACKS
 from benchmarks.place import Place, run
+from benchmarks.push import PUSH
 from benchmarks.reclaims import RECLAIMS
 from benchmarks.replicas import REPLICAS_LOCAL, REPLICAS_S3
 from benchmarks.restart import RESTART
@@ -23,7 +27,9 @@ from gateway.demo.rados_gateway import RadosGatewayMissing
 ALL = {
     one.name: one
     for one in (
-        *(APPENDS, GRANTS, RECLAIMS, PACKS, IDS, IDLE, LATENESS),
+        *(APPENDS, GRANTS, RECLAIMS, PACKS, PUSH, FETCH, HERD, IDS),
+        *(CLONE, CLONE_MANY),
+        *(IDLE, LATENESS),
         *(REPLICAS_LOCAL, REPLICAS_S3, RESTART),
     )
 }
@@ -37,6 +43,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=int, default=3, help="runs of each (default: 3)")
     parser.add_argument("--page", action="store_true", help="write the kept figures into the docs")
     parser.add_argument("--folder", type=Path, help="where the data lies meanwhile")
+    parser.add_argument("--repository", type=Path, help="a Git repository for the clones")
     parser.add_argument("--results", type=Path, help="where the JSON goes")
     return parser
 
@@ -61,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.write_page()
         return
     folder = options.results or (None if options.quick else report.RESULTS)
-    with Place(options.folder, quick=options.quick) as place:
+    repository = options.repository and options.repository.resolve()
+    with Place(options.folder, quick=options.quick, repository=repository) as place:
         for name in options.names or ALL:
             try:
                 result = run(_measured(ALL[name], place, runs=options.runs))

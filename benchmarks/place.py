@@ -55,11 +55,15 @@ class Home:
 class Place:
     """A folder, a server with its default settings, and as many homes as are asked for.
 
-    With `quick` the benchmarks do little and share one process: to see that they run.
+    With `quick` the benchmarks do little and share one process: to see that they run. `repository`
+    is the Git repository to clone instead of a made one.
     """
 
-    def __init__(self, parent: Path | None = None, *, quick: bool = False) -> None:
+    def __init__(
+        self, parent: Path | None = None, *, quick: bool = False, repository: Path | None = None
+    ) -> None:
         self.quick = quick
+        self.repository = repository
         # Not the default: /tmp is memory on many machines.
         usual = Path("/var/tmp")
         parent = parent or (usual if os.access(usual, os.W_OK) else None)
@@ -187,6 +191,15 @@ async def serving(
         if watch:
             await _may_reap(service)
         yield service
+
+
+async def forget_packs(home: Home) -> None:
+    """The next fetch of anything builds: losing this table costs builds, never correctness."""
+    connection = await asyncpg.connect(home.driver_url)
+    try:
+        await connection.execute("DELETE FROM pack_slots")
+    finally:
+        await connection.close()
 
 
 async def _may_reap(service: Service) -> None:

@@ -35,11 +35,11 @@ class ServedGateway:
     began: float
 
     @classmethod
-    def start(cls, home: Home, *, token: str) -> ServedGateway:
-        """Run it; nobody waits for it here."""
+    def start(cls, home: Home, *, token: str, name: str = "serve") -> ServedGateway:
+        """Run it; nobody waits for it here. Replicas of one home have names of their own."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        log = home.folder / "serve.log"
+        log = home.folder / f"{name}.log"
         environ = {
             "MPACK_DATABASE_URL": home.url,
             "MPACK_DATA_DIR": str(home.folder / "blobs"),

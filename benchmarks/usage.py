@@ -56,6 +56,22 @@ def _server_seconds(server_pid: int) -> float:
     return (ticks + sum(_ticks(f"/proc/{pid}/stat", fields=2) for pid in children)) / _TICKS
 
 
+def process_seconds(pid: int) -> float:
+    """Processor time of another process, without its children's."""
+    return _ticks(f"/proc/{pid}/stat", fields=2) / _TICKS
+
+
+def children_seconds(pid: int) -> float:
+    """Processor time of the ended children that a process has waited for, and of theirs."""
+    path = f"/proc/{pid}/stat"
+    return (_ticks(path, fields=4) - _ticks(path, fields=2)) / _TICKS
+
+
+def server_seconds(home: Home) -> float:
+    """Processor time of PostgreSQL: all of its processes, the ended ones too."""
+    return _server_seconds(home.server_pid)
+
+
 def _ticks(path: str, *, fields: int) -> int:
     """User and system time; with four fields those of ended children as well."""
     try:
@@ -66,9 +82,9 @@ def _ticks(path: str, *, fields: int) -> int:
     return sum(int(text) for text in told.rpartition(")")[2].split()[11 : 11 + fields])
 
 
-def memory_bytes() -> int:
-    """What this process holds in memory now."""
-    return _status_bytes("VmRSS", os.getpid())
+def memory_bytes(pid: int | None = None) -> int:
+    """What this process, or another one, holds in memory now."""
+    return _status_bytes("VmRSS", pid or os.getpid())
 
 
 def memory_bytes_peak(pid: int | None = None) -> int:
@@ -76,9 +92,9 @@ def memory_bytes_peak(pid: int | None = None) -> int:
     return _status_bytes("VmHWM", pid or os.getpid())
 
 
-def forget_memory_peak() -> None:
-    """Begin to look for the peak anew."""
-    Path("/proc/self/clear_refs").write_text("5")
+def forget_memory_peak(pid: int | None = None) -> None:
+    """Begin to look for the peak anew, in this process or another one."""
+    Path(f"/proc/{pid or os.getpid()}/clear_refs").write_text("5")
 
 
 def _status_bytes(name: str, pid: int) -> int:
