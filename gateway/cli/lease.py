@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import click
 
@@ -140,21 +140,53 @@ def renew(ttl: timedelta, **asked: Any) -> None:
 
 
 @lease.command()
-@_reason_option
+@click.option("--reason", help="Why; it is kept in the log. Needed, but with --dry-run.")
+@click.option("--repo", metavar="REPO", help="All of this repo, by OWNER/SLUG or its id.")
+@click.option("--prefix", default="", metavar="HEX", help="All whose ids begin with this.")
+@click.option("--limit", type=click.IntRange(min=1), help="Of those, revoke at most so many.")
+@click.option("--dry-run", is_flag=True, help="Only say how many of those there are.")
 @_moves
-def revoke(reason: str, **asked: Any) -> None:
+def revoke(
+    *,
+    reason: str | None,
+    repo: str | None,
+    prefix: str,
+    limit: int | None,
+    dry_run: bool,
+    **asked: Any,
+) -> None:
     """End leases now: their packs are deleted as if their deadline had come.
 
     A URL that was handed out goes on working until its blob is deleted: within a second, while a
-    replica runs.
+    replica runs. With --repo or --prefix instead of ids: all leases that are open now, in batches;
+    Ctrl-C ends it after the batch under way, and the same command goes on from there.
+
+    Exit codes: 3 nothing matched, 4 not all of it was done.
     """
+    many = repo is not None or bool(prefix)
+    if many and asked["mpack_ids"]:
+        raise click.UsageError("Name leases, or choose them by --repo or --prefix; not both.")
+    if not many and (dry_run or limit):
+        raise click.UsageError("--dry-run and --limit go with --repo or --prefix.")
+    if not reason and not dry_run:
+        raise click.UsageError("Say why: --reason.")
+    if many:
+        _revoke_many(asked, repo=repo, prefix=prefix, reason=reason, limit=limit, dry_run=dry_run)
 
     async def work(service: Service, mpack_id: str) -> Lease:
         from gateway.cli.caller import caller
 
-        return await service.engine.lessor.revoke(mpack_id, reason=reason, caller=caller())
+        return await service.engine.lessor.revoke(mpack_id, reason=reason or "", caller=caller())
 
     _move(work, **asked)
+
+
+def _revoke_many(asked: dict[str, Any], **chosen: Any) -> NoReturn:
+    from gateway.cli.revocation import Asked, revoke_many
+
+    settings = settings_of(asked["database_url"])
+    quiet_logs(settings)
+    raise SystemExit(revoke_many(settings, Asked(**chosen), as_json=asked["as_json"]))
 
 
 @lease.command()
