@@ -29,6 +29,7 @@ class StoreView(Protocol):
 
     `keys` takes a whole folder as its prefix; `packs` are the transient blobs but the owner's mark,
     and without any `is_empty`: that is asked often, so it stops at the first one it sees.
+    `unfinished` names the uploads that were begun and neither ended nor aborted.
     For the time of `locked(key)` this blob cannot be deleted, and it stands alone in its folder;
     for that of `away()` nobody reaches the store.
     """
@@ -38,6 +39,8 @@ class StoreView(Protocol):
     def packs(self) -> set[str]: ...
 
     def is_empty(self) -> bool: ...
+
+    def unfinished(self) -> list[str]: ...
 
     def write(self, keys: Sequence[str], content: bytes) -> None: ...
 
@@ -89,6 +92,9 @@ class FolderView:
             entry.is_file() and entry.name != _MARK for entry in (self._root / PREFIX).rglob("*")
         )
 
+    def unfinished(self) -> list[str]:
+        return sorted(path.name for path in (self._root / ".tmp").iterdir())
+
     def write(self, keys: Sequence[str], content: bytes) -> None:
         for key in keys:
             path = self._root / key
@@ -134,6 +140,10 @@ class BucketView:
     def is_empty(self) -> bool:
         told = self._client.list_objects_v2(Bucket=self._name, Prefix=PREFIX, MaxKeys=2)
         return {item["Key"] for item in told.get("Contents", ())} <= {OWNER_KEY}
+
+    def unfinished(self) -> list[str]:
+        told = self._client.list_multipart_uploads(Bucket=self._name)
+        return [upload["Key"] for upload in told.get("Uploads", ())]
 
     def write(self, keys: Sequence[str], content: bytes) -> None:
         def put(key: str) -> None:

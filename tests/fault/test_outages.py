@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ from leases.clock import SystemClock
 from leases.database import Database
 from leases.engine import LeaseEngine
 from leases.errors import Failure, StoreUnavailable
-from tests.databases import cloned, make_template
+from tests.databases import cloned
 from tests.fakes import ListingStore
 from tests.fault.processes import Gateways, gateways_on
 from tests.fault.proxy import COMMITTED, proxied
@@ -30,6 +28,7 @@ from tests.fault.scene import (
     sweep_once_and_check,
     transient_blobs,
 )
+from tests.fault.servers import own_postgres
 from tests.fault.watching import BlobWatch, DatabaseTime
 from tests.invariants import check_invariants
 from tests.leasing import (
@@ -73,16 +72,8 @@ async def test_a_blob_that_answers_like_an_outage_holds_up_no_other(database: Da
 @pytest.fixture
 def own_server() -> Iterator[EmbeddedPostgres]:
     """A server that may be crashed; the others' is not touched."""
-    folder = Path(tempfile.mkdtemp(prefix="mpack-gateway-fault-"))
-    folder.chmod(0o711)  # Started by root, the server runs as another account.
-    server = EmbeddedPostgres(folder / "postgres", settings={"fsync": "off"})
-    try:
-        server.start()
-        make_template(server)
+    with own_postgres() as server:
         yield server
-    finally:
-        server.remove()
-        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("when", ["before the deadline", "in the midst of the reap"])
