@@ -1,0 +1,27 @@
+"""The planted bugs still fit the code; `make nightly` sees that each is found."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.planted.bugs import BUGS, Bug
+from tests.planted.layers import layers_for
+from tests.planted.run import TOP
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_every_edit_still_applies(bug: Bug) -> None:
+    text = (TOP / bug.path).read_text()
+    spoilt = bug.planted_in(text)
+    assert spoilt != text
+    if bug.path.endswith(".py"):
+        ast.parse(spoilt)
+
+
+def test_each_has_a_name_of_its_own_and_layers_that_exist() -> None:
+    assert len({bug.name for bug in BUGS}) == len(BUGS)
+    paths = {part for bug in BUGS for layer in layers_for(bug) for part in layer.command}
+    missing = [part for part in paths if part.startswith("tests/") and not (TOP / part).exists()]
+    assert missing == []
