@@ -10,7 +10,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage check format bench lock clean
+.PHONY: help demo test nightly coverage check format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ ifeq ($(strip $(ARGS)),)
 else
 	@$(BIN)/python -m pytest $(ARGS)
 endif
+
+nightly: $(VENV)/.test ## Run what takes hours, and keep what it found (ARGS="kills --seed 7"; ARGS=--list)
+	@$(BIN)/python -m tests.nightly $(ARGS)
 
 coverage: $(VENV)/.test ## Run every test and report the branches that none of them took
 	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)

@@ -1,0 +1,202 @@
+"""`kill -9` at random moments over three replicas under load, and what is left of it.
+
+    python -m tests.fault.kills --count 100 --seed 7 --json PATH
+
+Callers fetch packs that live for a second or two through one address, some shared, some their own.
+At random moments a random replica is killed and started anew; the two others must reap what it had
+claimed. At the end everything has to be gone, recorded once, and never long overdue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gateway.client import AsyncClient
+from gateway.client.errors import ClientError
+from gateway.service import Service
+from leases.clock import SystemClock
+from tests.databases import cloned
+from tests.fault.balancer import balanced
+from tests.fault.processes import GatewayProcess, Gateways, gateways_on
+from tests.fault.scene import (
+    REPO,
+    Pushed,
+    a_pushed_repo,
+    all_are_gone,
+    durable_blobs,
+    inside,
+    states,
+    sweep_once_and_check,
+)
+from tests.fault.servers import own_postgres
+from tests.integration.gateways import free_port
+from tests.leasing import until
+from tests.rgw import stop_server
+
+REPLICAS = 3
+CALLERS = 6
+OVERDUE_SECONDS_MAX = 3.0  # What issue and DESIGN allow after a kill -9.
+_PAUSE_SECONDS = (0.05, 0.6)
+_REST_SECONDS_MAX = 30.0
+_FOUND = """
+SELECT coalesce(max(lateness_ms), 0) AS late_ms_max,
+       count(*) FILTER (WHERE lateness_ms > $1) AS late,
+       (SELECT count(*) FROM (
+            SELECT stream FROM events WHERE type = 'lease.reclaimed'
+            GROUP BY stream HAVING count(*) > 1) AS twice) AS doubled
+FROM mpack_leases"""
+
+
+@dataclass(slots=True, kw_only=True)
+class Kills:
+    """What a run did and found; all of it has to be 0 but the counts of work."""
+
+    seed: int
+    kills: int = 0
+    fetches: int = 0
+    refused: int = 0
+    leases: int = 0
+    leaked_blobs: int = 0
+    second_reclaims: int = 0
+    overdue_ms_max: int = 0
+    overdue_over_bound: int = 0
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the promise was kept."""
+        bad = self.leaked_blobs or self.second_reclaims or self.overdue_over_bound
+        return not (bad or self.problems)
+
+
+class _Load:
+    """Callers who fetch for as long as it lasts; a killed replica's answer is nobody's failure."""
+
+    def __init__(self, url: str, pushed: Pushed, chance: random.Random, told: Kills) -> None:
+        self._url = url
+        self._pushed = pushed
+        self._chance = chance
+        self._told = told
+        self.over = asyncio.Event()
+
+    async def call(self) -> None:
+        while not self.over.is_set():
+            ttl_seconds = self._chance.uniform(1, 3)
+            # Refusals come at once: callers do not turn into a storm.
+            pause = self._chance.uniform(0.01, 0.05)
+            try:
+                async with AsyncClient(f"{self._url}/{REPO}", token=self._pushed.token) as client:
+                    head = self._pushed.history.head.commit_id
+                    await client.fetch_mpack([head], ttl_seconds=ttl_seconds)
+                    self._told.fetches += 1
+            except (ClientError, OSError):
+                self._told.refused += 1
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.over.wait(), pause)
+
+
+async def run(gateways: Gateways, *, count: int, seed: int) -> Kills:
+    """The whole run on these gateways."""
+    told, chance, clock = Kills(seed=seed), random.Random(seed), SystemClock()
+    began = clock.monotonic()
+    async with inside(gateways) as service:
+        pushed = await a_pushed_repo(service)
+        durable = await durable_blobs(service)
+    ports = [free_port() for _ in range(REPLICAS)]
+    async with balanced(ports) as url:
+        # A claim limit that is no way out, and half of the packs for one caller alone.
+        settings: dict[str, Any] = {
+            "public_url": url,
+            "claim_limit_seconds": 30,
+            "share_ttl_min_seconds": 2,
+        }
+        started = await asyncio.gather(*(gateways.start(port=port, **settings) for port in ports))
+        replicas = dict(zip(ports, started, strict=True))
+        load = _Load(url, pushed, chance, told)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(CALLERS):
+                tasks.create_task(load.call())
+            try:
+                for _ in range(count):
+                    await clock.sleep(chance.uniform(*_PAUSE_SECONDS))
+                    port = chance.choice(ports)
+                    await _kill(gateways, replicas, port, settings)
+                    told.kills += 1
+            finally:
+                load.over.set()
+        with suppress(TimeoutError):
+            await until(lambda: all_are_gone(gateways), _REST_SECONDS_MAX)
+        for replica in replicas.values():
+            await asyncio.to_thread(replica.terminate)
+    async with inside(gateways) as service:
+        await _judge(service, gateways, told, durable)
+    told.seconds = round(clock.monotonic() - began, 1)
+    return told
+
+
+async def _kill(
+    gateways: Gateways, replicas: dict[int, GatewayProcess], port: int, settings: dict[str, Any]
+) -> None:
+    await asyncio.to_thread(replicas[port].kill)
+    gateways.processes.remove(replicas[port])
+    replicas[port] = await gateways.start(port=port, **settings)
+
+
+async def _judge(
+    service: Service, gateways: Gateways, told: Kills, durable: dict[str, str]
+) -> None:
+    told.leaked_blobs = len(gateways.view.packs())
+    try:
+        await sweep_once_and_check(service, durable=durable)
+    except AssertionError as error:
+        told.problems.append(str(error))
+    told.leases = sum((await states(service)).values())
+    bound_ms = int(OVERDUE_SECONDS_MAX * 1000)
+    row = await service.database.fetchrow(_FOUND, bound_ms)
+    assert row is not None
+    told.second_reclaims = row["doubled"]
+    told.overdue_ms_max = row["late_ms_max"]
+    told.overdue_over_bound = row["late"]
+
+
+async def _on_own_servers(count: int, seed: int) -> Kills:
+    with (
+        own_postgres() as server,
+        cloned(server) as url,
+        tempfile.TemporaryDirectory(prefix="mpg-kills-") as folder,
+    ):
+        async with gateways_on(url, Path(folder)) as gateways:
+            return await run(gateways, count=count, seed=seed)
+
+
+def main() -> int:
+    """Run, tell, keep; 1 when the promise was broken."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fault.kills")
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    parser.add_argument("--json", type=Path, help="keep what was found here")
+    asked = parser.parse_args()
+    print(f"seed {asked.seed}", flush=True)
+    try:
+        told = asyncio.run(_on_own_servers(asked.count, asked.seed))
+    finally:
+        stop_server()
+    kept = json.dumps(asdict(told), indent=1) + "\n"
+    if asked.json:
+        asked.json.write_text(kept)
+    print(kept, end="")
+    return int(not told.holds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

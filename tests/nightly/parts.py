@@ -1,0 +1,89 @@
+"""The parts of a night: each a command, the module that it needs, and how long it may take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SEEDS_A_NIGHT = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """`command` follows `python -m`; `{seed}`, `{last_seed}` and `{out}` are filled in."""
+
+    name: str
+    about: str
+    command: Sequence[str]
+    minutes_max: int
+
+    @property
+    def module(self) -> str:
+        """What has to be there."""
+        return self.command[0]
+
+    def filled(self, *, seed: int, results: Path) -> list[str]:
+        """The command of this night."""
+        values = {
+            "{seed}": str(seed),
+            "{seeds}": f"{seed}-{seed + SEEDS_A_NIGHT - 1}",
+            "{out}": str(results / f"{self.name}.json"),
+            "{results}": str(results),
+        }
+        return [values.get(word, word) for word in self.command]
+
+
+PARTS = (
+    Part(
+        name="properties",
+        about="the laws and the machines of tests/property, many more examples",
+        command=("pytest", "-q", "--no-header", "--timeout", "3600", "tests/property"),
+        minutes_max=120,
+    ),
+    Part(
+        name="simulation",
+        about="the lease engine on simulated clock, store and database, many seeds",
+        command=("tests.simulation", "--seeds", "{seeds}", "--json", "{out}"),
+        minutes_max=120,
+    ),
+    Part(
+        name="crashes",
+        about="every crash point on every side, and pairs of them by seed",
+        command=(
+            *("tests.fault.crash_pairs", "--count", "200", "--seed", "{seed}"),
+            *("--json", "{out}"),
+        ),
+        minutes_max=60,
+    ),
+    Part(
+        name="kills",
+        about="a hundred kill -9 at random moments over three replicas under load",
+        command=("tests.fault.kills", "--count", "100", "--seed", "{seed}", "--json", "{out}"),
+        minutes_max=60,
+    ),
+    Part(
+        name="planted",
+        about="every planted bug, until a layer of tests finds it",
+        command=("tests.planted", "--json", "{out}"),
+        minutes_max=120,
+    ),
+    Part(
+        name="fuzz",
+        about="a million bodies over all routes",
+        command=("tests.fuzz", "--count", "1000000", "--json", "{out}"),
+        minutes_max=240,
+    ),
+    Part(
+        name="outage",
+        about="a store that is out while leases fall due",
+        command=("benchmarks", "outage", "--results", "{results}"),
+        minutes_max=30,
+    ),
+    Part(
+        name="feed",
+        about="the feed with sixteen writers, cut and killed",
+        command=("benchmarks", "feed", "--results", "{results}"),
+        minutes_max=30,
+    ),
+)
