@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import structlog
@@ -74,6 +74,15 @@ class Holding:
     shared: bool
 
 
+@dataclass(slots=True)
+class _Renewal:
+    """Callers of this process who find the same lease too short: one renews it for all of them."""
+
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lease: Lease | None = None
+    callers: int = 0
+
+
 class TooLargeInline(TooLarge):
     """This pack is too large to be answered inline."""
 
@@ -100,6 +109,7 @@ class PackSharing:
         self._step = steps
         self._observer = observer
         self._flights: dict[str, Flight] = {}
+        self._renewals: dict[str, _Renewal] = {}
         self._keeper = SlotKeeper(slots, engine.clock, policy, steps=steps)
         self.turns = BuildTurns(policy)
         self.tasks: asyncio.TaskGroup | None = None
@@ -183,12 +193,30 @@ class PackSharing:
         if lease.expires_at - slot.now <= guard or self._life_end(lease) < expires_at:
             return None
         if lease.expires_at < expires_at:
-            renewed = await self._renew(lease, wish)
+            renewed = await self._renewed(lease, wish, expires_at)
             if renewed is None or renewed.expires_at is None or renewed.expires_at < expires_at:
                 return None
             lease = renewed
         counts = self.slots.counts(lease.mpack_id)
         return Holding(lease=lease, expires_at=expires_at, counts=counts, shared=True)
+
+    async def _renewed(self, lease: Lease, wish: Wish, expires_at: datetime) -> Lease | None:
+        """The lease as another caller has just renewed it, or renewed for this one.
+
+        Side by side they would only make each other decide again, until some give up.
+        """
+        renewal = self._renewals.setdefault(lease.mpack_id, _Renewal())
+        renewal.callers += 1
+        try:
+            async with renewal.turn:
+                latest = renewal.lease
+                if latest is None or latest.expires_at is None or latest.expires_at < expires_at:
+                    latest = renewal.lease = await self._renew(lease, wish)
+                return latest
+        finally:
+            renewal.callers -= 1
+            if not renewal.callers:
+                del self._renewals[lease.mpack_id]
 
     async def _renew(self, lease: Lease, wish: Wish) -> Lease | None:
         ttl_seconds = wish.ttl_seconds * self._engine.policy.renew_factor

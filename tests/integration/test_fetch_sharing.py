@@ -121,6 +121,19 @@ async def test_some_packs_are_nobody_elses(bench: Bench, options: dict[str, Any]
     assert await slots(bench) == []
 
 
+async def test_a_crowd_that_needs_more_life_renews_a_pack_once(bench: Bench) -> None:
+    """Each appended a renewal of its own against the others', until most of them gave up."""
+    history = make_history(7, commits=3)
+    repo_id = await bench.pushed(history)
+    want = [history.head.commit_id]
+    first = await bench.fetch(repo_id, want, ttl_seconds=100)
+    answers = await asyncio.gather(
+        *(bench.fetch(repo_id, want, ttl_seconds=200) for _ in range(32))
+    )
+    assert {answer["mpack_id"] for answer in answers} == {first["mpack_id"]}
+    assert await renewals(bench) == 1
+
+
 async def test_a_hot_pack_is_renewed_when_it_would_end_too_early(bench: Bench) -> None:
     history = make_history(7, commits=3)
     repo_id = await bench.pushed(history)
