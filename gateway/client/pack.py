@@ -228,11 +228,11 @@ class _Reader:
         self._pack.objects[digest] = place
 
 
-class _SnapshotForm(msgspec.Struct):
-    """What a snapshot must be made of; a wrong type is refused before it is built."""
-
-    snapshot_id: str
-    manifest: dict[str, str]
+# A manifest is nearly all of a pack, so it is decoded once: the other values around it first.
+_snapshot_decoder = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_manifest_decoder = msgspec.msgpack.Decoder(dict[str, str])
+_text_decoder = msgspec.msgpack.Decoder(str)
+_value_decoder = msgspec.msgpack.Decoder()
 
 
 class _CommitForm(msgspec.Struct):
@@ -247,18 +247,28 @@ class _CommitForm(msgspec.Struct):
     metadata: dict[str, Any] | None = None
 
 
-_snapshot_decoder = msgspec.msgpack.Decoder(_SnapshotForm)
 _commit_decoder = msgspec.msgpack.Decoder(_CommitForm)
 _record_decoder = msgspec.msgpack.Decoder(dict[str, Any])
 
 
 def _add_snapshot(pack: Pack, raw: bytes) -> None:
-    form = _decode(_snapshot_decoder.decode, raw, "snapshot")
-    snapshot_id = form.snapshot_id.removeprefix("sha256:")
-    if not is_snapshot_id(snapshot_id, form.manifest):
+    record: Record = _decode(_snapshot_record, raw, "snapshot")
+    snapshot_id = record["snapshot_id"].removeprefix("sha256:")
+    if not is_snapshot_id(snapshot_id, record["manifest"]):
         _wrong("snapshot", snapshot_id)
-    record: Record = _decode(_record_decoder.decode, raw, "snapshot")
     pack.snapshots[snapshot_id] = record
+
+
+def _snapshot_record(raw: bytes) -> Record:
+    """A snapshot; a wrong type in what it must be made of is refused before it is built."""
+    parts = _snapshot_decoder.decode(raw)
+    required: dict[str, msgspec.msgpack.Decoder[Any]] = {
+        "snapshot_id": _text_decoder,
+        "manifest": _manifest_decoder,
+    }
+    if missing := required.keys() - parts.keys():
+        raise msgspec.ValidationError(f"no {min(missing)}")
+    return {key: required.get(key, _value_decoder).decode(part) for key, part in parts.items()}
 
 
 def _add_commit(pack: Pack, raw: bytes) -> None:

@@ -1,6 +1,8 @@
 import hashlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.errors import Incomplete
 from gateway.wire.ids import (
@@ -95,3 +97,10 @@ def test_an_empty_list_is_answered_bare() -> None:
 def test_anything_else_is_no_id(text: str) -> None:
     with pytest.raises(Incomplete, match="is not an id"):
         bare(text)
+
+
+@given(st.dictionaries(st.text("a/\x00\x01é", max_size=4), st.text("ab\x00", max_size=3)))
+def test_a_snapshot_id_is_the_formula_of_the_protocol(manifest: dict[str, str]) -> None:
+    """Paths that hold NUL never come from the decoder; even they must sort as the client sorts."""
+    joined = "\0".join(sorted(path + "\0" + text for path, text in manifest.items()))
+    assert snapshot_id_of(manifest) == hashlib.sha256(joined.encode()).hexdigest()
