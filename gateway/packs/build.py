@@ -1,10 +1,11 @@
 """Copies a pack's objects out of their segments, in bounded memory and few reads.
 
 A pack's order (by path) has nothing to do with that of its segments (as pushed), and a read a piece
-would be a request for every object. So the segments are read from front to back, neighbouring
-entries as one range, several ranges at once; each entry is put at its place in a scratch spool,
-known beforehand because every length is; then the scratch is the pack's end, in order. An entry is
-copied as it is; only its head is looked at.
+would be a request for every object. So neighbouring entries are read as one range, several ranges
+at once, and each is put at its place, known beforehand because every length is. Where the entries
+of some MiB of the pack lie close enough together, they are gathered in memory; otherwise the
+segments are read from front to back into a scratch spool, which then is the pack's end. An entry
+is copied as it is; only its head is looked at.
 """
 
 from __future__ import annotations
@@ -22,11 +23,18 @@ from gateway.packs.places import Places
 from gateway.packs.plan import Plan
 from gateway.packs.policy import PackPolicy
 from gateway.packs.splice import ENTRY_ID_BYTES, check_entry, id_head
-from gateway.packs.spool import Spool, SpoolBudget
+from gateway.packs.spool import PackWriter, Spool, SpoolBudget
 from gateway.packs.store_calls import first_failure, stored_range
 from gateway.wire.ids import PREFIX, IdForm
 from leases.errors import Corrupt
 from leases.ports import BlobStore
+
+# Objects of one pack lie in many segments, and in each in another order than in the pack. As long
+# as the entries of this many bytes make ranges of some size, they are gathered in memory; the
+# other way, through a file, costs two more passes over the disk. Both numbers: benchmark `packs`.
+_WINDOW_BYTES = 24 * 1024 * 1024
+_RANGE_BYTES_MIN = 64 * 1024
+_WRITTEN_BYTES = 1024 * 1024
 
 ReadRange = Callable[[int, int], Awaitable[bytes]]
 
@@ -99,6 +107,21 @@ def join_runs(pieces: Iterable[Piece], *, gap_bytes_max: int, run_bytes_max: int
         yield run
 
 
+def windows(pieces: Iterable[Piece], *, bytes_max: int) -> Iterator[list[Piece]]:
+    """Pieces in the order of the pack, as many at a time as fit; at least one."""
+    window: list[Piece] = []
+    held = 0
+    for piece in pieces:
+        length = piece.stop - piece.start
+        if window and held + length > bytes_max:
+            yield window
+            window, held = [], 0
+        window.append(piece)
+        held += length
+    if window:
+        yield window
+
+
 class PackBuilder:
     """Fills planned packs with their objects."""
 
@@ -118,6 +141,11 @@ class PackBuilder:
             await extract_foreign(
                 self._store, self._policy, plan.places, scratch=foreign, budget=self._budget
             )
+            if await asyncio.to_thread(self._reads_well, plan.places):
+                await self._gather_in_memory(
+                    plan.form, plan.places, foreign=foreign, writer=plan.writer
+                )
+                return
             await self._gather(plan.form, plan.places, foreign=foreign, scratch=scratch)
             await foreign.close()
             async for chunk in scratch.chunks():
@@ -128,6 +156,64 @@ class PackBuilder:
             await foreign.close()
             await scratch.close()
 
+    def _reads_well(self, places: Places) -> bool:
+        """Whether windows in the pack's order are read in ranges of some size."""
+        reads = sum(1 for window in self._windows(places, longer=0) for _ in self._runs(window))
+        return places.entry_bytes >= reads * _RANGE_BYTES_MIN
+
+    def _windows(self, places: Places, *, longer: int) -> Iterator[list[Piece]]:
+        pieces = cut_pieces(
+            places,
+            range(len(places)),
+            longer=longer,
+            piece_bytes_max=self._policy.build_read_bytes_max,
+        )
+        return windows(pieces, bytes_max=_WINDOW_BYTES)
+
+    def _runs(self, window: Iterable[Piece]) -> Iterator[Run]:
+        return join_runs(
+            sorted(window, key=lambda piece: (piece.source, piece.start)),
+            gap_bytes_max=self._policy.build_join_gap_bytes,
+            run_bytes_max=self._policy.build_read_bytes_max,
+        )
+
+    async def _gather_in_memory(
+        self, form: IdForm, places: Places, *, foreign: Spool, writer: PackWriter
+    ) -> None:
+        """Write every entry, a window at a time."""
+        longer = len(PREFIX) if form is IdForm.PREFIXED else 0
+        readers = self._readers(places, foreign)
+        for window in self._windows(places, longer=longer):
+            start = window[0].position
+            heads = sum(piece.object_id is not None for piece in window)
+            size_bytes = sum(piece.stop - piece.start for piece in window) + longer * heads
+            gathered = memoryview(bytearray(size_bytes))
+            runs = self._runs(window)
+
+            def put(
+                run: Run, data: bytes, start: int = start, gathered: memoryview = gathered
+            ) -> None:
+                for position, part in _written(run, data, prefixed=longer > 0):
+                    gathered[position - start : position - start + len(part)] = part
+
+            async def work(runs: Iterator[Run] = runs, put: Callable[..., None] = put) -> None:
+                for run in runs:
+                    put(run, await _read(readers[run.source], run))
+
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(self._policy.build_reads_parallel):
+                    tasks.create_task(work())
+            for at in range(0, size_bytes, _WRITTEN_BYTES):
+                await writer.write(gathered[at : at + _WRITTEN_BYTES])
+
+    def _readers(self, places: Places, foreign: Spool) -> list[ReadRange]:
+        return [
+            foreign.read
+            if source.foreign
+            else partial(stored_range, self._store, source.storage_key)
+            for source in places.sources
+        ]
+
     async def _gather(
         self, form: IdForm, places: Places, *, foreign: Spool, scratch: Spool
     ) -> None:
@@ -135,12 +221,7 @@ class PackBuilder:
         longer = len(PREFIX) if form is IdForm.PREFIXED else 0
         run_bytes_max = self._policy.build_read_bytes_max
         await scratch.allocate(places.entry_bytes + longer * len(places))
-        readers = [
-            foreign.read
-            if source.foreign
-            else partial(stored_range, self._store, source.storage_key)
-            for source in places.sources
-        ]
+        readers = self._readers(places, foreign)
         order = await asyncio.to_thread(reading_order, places)
         pieces = cut_pieces(places, order, longer=longer, piece_bytes_max=run_bytes_max)
         gap = self._policy.build_join_gap_bytes
@@ -148,9 +229,7 @@ class PackBuilder:
 
         async def work() -> None:
             for run in runs:
-                data = await readers[run.source](run.start, run.stop)
-                if len(data) != run.stop - run.start:
-                    raise Corrupt("A segment is shorter than its index says.", start=run.start)
+                data = await _read(readers[run.source], run)
                 await scratch.put(
                     partial(_written, run, data, prefixed=longer > 0), size_bytes=len(data)
                 )
@@ -158,6 +237,13 @@ class PackBuilder:
         async with asyncio.TaskGroup() as tasks:
             for _ in range(self._policy.build_reads_parallel):
                 tasks.create_task(work())
+
+
+async def _read(read: ReadRange, run: Run) -> bytes:
+    data = await read(run.start, run.stop)
+    if len(data) != run.stop - run.start:
+        raise Corrupt("A segment is shorter than its index says.", start=run.start)
+    return data
 
 
 def _written(run: Run, data: bytes, *, prefixed: bool) -> Iterator[tuple[int, bytes | memoryview]]:

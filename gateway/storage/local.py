@@ -250,6 +250,10 @@ async def _blocks(data: bytes | AsyncIterator[bytes]) -> AsyncGenerator[bytes, N
     waiting = bytearray()
     empty = True
     async for chunk in data:
+        if not waiting and len(chunk) >= WRITE_BLOCK_BYTES:
+            yield chunk  # A spool's pieces: nothing to join, so nothing to copy.
+            empty = False
+            continue
         waiting += chunk
         if len(waiting) >= WRITE_BLOCK_BYTES:
             yield bytes(waiting)
