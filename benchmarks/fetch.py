@@ -8,9 +8,12 @@ another commit, so that each pack is built; in histories one, ten and a hundred 
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
 from typing import Any
 
+import asyncpg
 import httpx2
 import msgpack
 
@@ -92,10 +95,23 @@ async def prepare(place: Place) -> tuple[Home, dict[int, list[str]]]:
         for times in _TIMES_QUICK if place.quick else _TIMES:
             pushed[times] = await place.apart(push_line, home, _slug(times), times * commits)
 
+        await _settle(home)
+
     home = await place.kept("fetch", push)
     if pushed:
         _IDS[place] = pushed
     return home, _IDS[place]
+
+
+async def _settle(home: Home) -> None:
+    """What was just pushed goes to the disk, and the tables are looked over, before it is timed."""
+    connection = await asyncpg.connect(home.driver_url)
+    try:
+        await connection.execute("VACUUM ANALYZE")
+        await connection.execute("CHECKPOINT")
+    finally:
+        await connection.close()
+    await asyncio.to_thread(os.sync)
 
 
 _IDS: dict[Place, dict[int, list[str]]] = {}
