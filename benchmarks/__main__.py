@@ -16,6 +16,7 @@ from benchmarks.herd import HERD
 from benchmarks.idle import IDLE
 from benchmarks.ids import IDS
 from benchmarks.lateness import LATENESS
+from benchmarks.outage import OUTAGE
 from benchmarks.packs import PACKS
 from benchmarks.place import Place, run
 from benchmarks.push import PUSH
@@ -30,7 +31,7 @@ ALL = {
         *(APPENDS, GRANTS, RECLAIMS, PACKS, PUSH, FETCH, HERD, IDS),
         *(CLONE, CLONE_MANY),
         *(IDLE, LATENESS),
-        *(REPLICAS_LOCAL, REPLICAS_S3, RESTART),
+        *(REPLICAS_LOCAL, REPLICAS_S3, RESTART, OUTAGE),
     )
 }
 

@@ -47,7 +47,8 @@ class _Granted:
     control_per_second: float
 
 
-async def _put_all(service: Service, home: Home, keys: Sequence[str]) -> None:
+async def put_all(service: Service, home: Home, keys: Sequence[str]) -> None:
+    """A small blob under each key, of whichever store this home has."""
     if home.s3.s3_bucket is None:
         await asyncio.to_thread(write_blobs, home.folder, keys)
         return
@@ -62,9 +63,11 @@ async def _put_all(service: Service, home: Home, keys: Sequence[str]) -> None:
             group.create_task(put())
 
 
-async def _control(service: Service, home: Home, keys: Sequence[str]) -> float:
-    """Deleted in a bare loop; blobs a second."""
-    await _put_all(service, home, keys)
+async def bare_deletions(
+    service: Service, home: Home, keys: Sequence[str], *, callers: int
+) -> float:
+    """Put and then deleted in a bare loop by so many; deleted blobs a second."""
+    await put_all(service, home, keys)
     batches = iter(in_batches(keys))
 
     async def delete() -> None:
@@ -73,7 +76,7 @@ async def _control(service: Service, home: Home, keys: Sequence[str]) -> float:
 
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:
-        for _ in range(REPLICAS * service.settings.lease.reap_workers):
+        for _ in range(callers):
             group.create_task(delete())
     return len(keys) / (time.perf_counter() - began)
 
@@ -83,8 +86,13 @@ async def _grant(home: Home, leases: int) -> _Granted:
     async with serving(home, watch=False) as service:
         mpack_ids = [new_mpack_id() for _ in range(leases)]
         keys = [storage_key(service.engine.log_id, one) for one in mpack_ids]
-        control = await _control(service, home, [f"transient/control/{one}" for one in mpack_ids])
-        await _put_all(service, home, keys)
+        control = await bare_deletions(
+            service,
+            home,
+            [f"transient/control/{one}" for one in mpack_ids],
+            callers=REPLICAS * service.settings.lease.reap_workers,
+        )
+        await put_all(service, home, keys)
         clock = await database_time(service.database)
         first = await grant(service, mpack_ids, over_seconds=_DUE_WITHIN_SECONDS)
         assert clock.at(time.monotonic()) < first.timestamp(), "granting took too long"

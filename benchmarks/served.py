@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,8 +36,18 @@ class ServedGateway:
     began: float
 
     @classmethod
-    def start(cls, home: Home, *, token: str, name: str = "serve") -> ServedGateway:
-        """Run it; nobody waits for it here. Replicas of one home have names of their own."""
+    def start(
+        cls,
+        home: Home,
+        *,
+        token: str,
+        name: str = "serve",
+        settings: Mapping[str, str] | None = None,
+    ) -> ServedGateway:
+        """Run it, with these variables as well; nobody waits for it here.
+
+        Replicas of one home have names of their own.
+        """
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         log = home.folder / f"{name}.log"
@@ -50,7 +61,7 @@ class ServedGateway:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "gateway", "serve", "--port", str(port)],
-                env=os.environ | environ,
+                env=os.environ | environ | dict(settings or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -73,11 +84,11 @@ class ServedGateway:
                 else:
                     return
 
-    def said_at(self, event: str) -> float:
-        """When it logged this line."""
+    def said_at(self, event: str, **fields: object) -> float:
+        """When it first logged this line, with these fields."""
         for line in self.log.read_text().splitlines():
             told: dict[str, Any] = json.loads(line)
-            if told["event"] == event:
+            if told["event"] == event and fields.items() <= told.items():
                 return datetime.fromisoformat(told["timestamp"]).timestamp()
         raise AssertionError(event)
 

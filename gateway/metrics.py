@@ -27,6 +27,7 @@ _STORE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _LONG_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _FAILED, _HANDED_BACK = "failed", "handed_back"
 _STORE_CALLS = ("put", "get", "delete", "delete_many", "head", "abort_uploads")
+_CIRCUITS = ("deleting", "reading", "writing")
 _TASKS = ("owner_check", "start_up_sweep", "periodic_sweep", "reconcile", "log_check")
 # Any other word in a request's first line is somebody's invention, and would be a new series.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
@@ -78,6 +79,18 @@ class Metrics:
             "How long after its deadline a blob was gone.",
             _LATENESS_SECONDS,
         )
+        self._openings = self._counter(
+            "mpack_circuit_openings", "Times that the store was found to be out.", ["circuit"]
+        )
+        self._probes = self._counter(
+            "mpack_circuit_probes",
+            "Questions whether the store is there, while it is out or seems to be.",
+            ["circuit", "result"],
+        )
+        for circuit in _CIRCUITS:
+            self._openings.labels(circuit)
+            for result in ("ok", _FAILED):
+                self._probes.labels(circuit, result)
         self._tasks = self._counter(
             "mpack_tasks", "Turns of what runs by itself.", ["task", "result"]
         )
@@ -122,6 +135,14 @@ class Metrics:
             self._deletions.labels(_FAILED, trigger).inc(failed)
         if handed_back:
             self._deletions.labels(_HANDED_BACK, trigger).inc(handed_back)
+
+    def circuit_opened(self, circuit: str) -> None:
+        """The store counts as out."""
+        self._openings.labels(circuit).inc()
+
+    def circuit_probed(self, circuit: str, *, ok: bool) -> None:
+        """The store was asked."""
+        self._probes.labels(circuit, "ok" if ok else _FAILED).inc()
 
     def reconciled(self, *, listed: int, adopted: int, residue_deleted: int, findings: int) -> None:
         """Store and table were compared."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -18,6 +18,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 import gateway
+from leases.circuit import Circuit
 from leases.database import Database
 from leases.engine import LeaseEngine
 from leases.errors import Failure
@@ -100,8 +101,11 @@ class StatsCache:
 class StateCollector(Collector):
     """The gauges of a service that is up."""
 
-    def __init__(self, engine: LeaseEngine, cache: StatsCache) -> None:
+    def __init__(
+        self, engine: LeaseEngine, cache: StatsCache, circuits: Mapping[str, Circuit]
+    ) -> None:
         self._engine = engine
+        self._circuits = circuits
         self._cache = cache
 
     def describe(self) -> list[Metric]:
@@ -122,11 +126,7 @@ class StateCollector(Collector):
 
     def _of_process(self) -> Iterator[Metric]:
         engine = self._engine
-        yield _gauge(
-            "mpack_circuit_open",
-            "1 while the store counts as out and deletions only probe it.",
-            engine.reaper.circuit.is_open,
-        )
+        yield from _of_circuits(self._circuits)
         yield _gauge(
             "mpack_reaping_paused",
             "1 while this process deletes nothing: paused, or the store's mark is not read yet.",
@@ -145,6 +145,24 @@ class StateCollector(Collector):
             "This process's clock minus the database's.",
             engine.database_clock.skew_seconds,
         )
+
+
+def _of_circuits(circuits: Mapping[str, Circuit]) -> Iterator[Metric]:
+    is_open = GaugeMetricFamily(
+        "mpack_circuit_open",
+        "1 while the store counts as out for this, and is only probed.",
+        labels=["circuit"],
+    )
+    allowed = GaugeMetricFamily(
+        "mpack_circuit_allowed_ratio",
+        "How much of the usual may be under way: 0 while open, growing after an outage, then 1.",
+        labels=["circuit"],
+    )
+    for name, circuit in circuits.items():
+        is_open.add_metric([name], circuit.is_open)
+        allowed.add_metric([name], circuit.allowed_ratio)
+    yield is_open
+    yield allowed
 
 
 def _of_stats(stats: Stats) -> Iterator[Metric]:

@@ -29,8 +29,10 @@ from gateway.packs.repos import Repos
 from gateway.packs.segments import SegmentWriter
 from gateway.packs.uploads import Uploads
 from gateway.settings import Settings, database_dsn
+from gateway.storage.availability import Availability
 from gateway.storage.local import LocalStore
 from gateway.storage.timed import TimedStore
+from gateway.storage.watched import watched
 from leases.clock import SystemClock
 from leases.database import Database, translate
 from leases.engine import LeaseEngine
@@ -77,12 +79,17 @@ class Service:
             direct=None if direct_url is None else Database(make_engine(direct_url, settings)),
             observer=self.metrics,
         )
+        self.availability = Availability(self.engine, observer=self.metrics)
+        served = watched(timed, self.availability)
         self.tokens = Tokens(self.database)
         self.repos = Repos(self.database, self.engine.log)
         self.listing = LeaseListing(self.database)
-        self.segments = SegmentWriter(self.database, timed, steps)
+        self.segments = SegmentWriter(self.database, served, steps, admission=self.availability)
         self.uploads = Uploads(
-            timed, settings.lease, upload_bytes_max=settings.wire.upload_bytes_max
+            served,
+            settings.lease,
+            upload_bytes_max=settings.wire.upload_bytes_max,
+            admission=self.availability,
         )
         self.pushes = PushService(
             self.database,
@@ -93,7 +100,13 @@ class Service:
             steps=steps,
         )
         self.names = Names(self.database, self.engine.log)
-        self.packs = PackService(self.engine, settings.pack, steps=steps, observer=self.metrics)
+        self.packs = PackService(
+            self.engine,
+            settings.pack,
+            availability=self.availability,
+            steps=steps,
+            observer=self.metrics,
+        )
         self.stats_cache = StatsCache(self.database, self.clock)
         self.feed = EventFeed(self.database, self.engine, streams_max=settings.event_streams_max)
         self._open = AsyncExitStack()
@@ -108,7 +121,8 @@ class Service:
             await opening.enter_async_context(self.stats_cache)
             await opening.enter_async_context(self.feed)
             # Only now is there anything to tell.
-            state = StateCollector(self.engine, self.stats_cache)
+            circuits = {"deleting": self.engine.reaper.circuit, **self.availability.circuits}
+            state = StateCollector(self.engine, self.stats_cache, circuits)
             self.metrics.registry.register(state)
             opening.callback(self.metrics.registry.unregister, state)
             self._open = opening.pop_all()

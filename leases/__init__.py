@@ -58,10 +58,12 @@ What each failure does
     the record's answer is lost     the append is sent again; its event id makes it the same event
     two replicas claim              locked rows are skipped; a claim that was taken over cannot
                                     record
-    the store is out                the circuit opens; no attempt is counted; probes until it is
-                                    back
+    the store is out                the circuit opens; no attempt is counted; one probe at a time
+                                    until it is back, then a little and soon everything
     one blob cannot be deleted      retried for ever, ever more slowly; after eight times it is
                                     stuck, which is persisted and alerted on
+    one blob fails as if the        a probe shows that it is not; that blob is tried by itself, and
+    store were out                  its failures then count as its own
     a timed-out PUT lands late      reconcile finds a blob of a closed lease and deletes it
     the database lost its tail      the store's mark shows it; reaping pauses until a human looked
     the wrong database              the mark belongs to another log; reaping pauses
@@ -74,6 +76,7 @@ Where to look
     model, decide, codec, chain, policy, circuit    pure: what there is and what may happen
     log, lessor                                     append and read; grant, move and end leases
     reaper, alarm, instance                         delete what is due; when to look; who is alive
+    probe, suspects                                 is the store out, or is it one blob
     owner, reconcile, audit                         whose store this is; both ways; the proof
     engine                                          all of it, to switch on
 """

@@ -58,10 +58,22 @@ class Deletions:
             batch_max = min(batch_max, _SINGLE_DELETES_BATCH)
         self._batch = BatchSize(batch_max, seconds_max=timeout_seconds * _BATCH_SHARE_OF_TIMEOUT)
 
+        self.batch_max = batch_max
+
     @property
     def batch(self) -> int:
         """How many keys the next batch may hold, so that it ends in time."""
         return self._batch.value
+
+    async def probe(self, key: str) -> None:
+        """See whether the store deletes, by a key under which no blob has ever been.
+
+        Errors: the store's, whatever they are.
+        """
+        assert key.startswith(PREFIX), key
+        answer = await self._answer(key)
+        if isinstance(answer, BaseException):
+            raise answer
 
     async def delete(self, leases: Sequence[Lease]) -> Mapping[str, DeleteOutcome | BaseException]:
         """Delete every blob; the answer holds an outcome or an exception for every key."""
@@ -86,6 +98,40 @@ class Deletions:
             found.setdefault(key, StoreUnavailable("The store said nothing about this key."))
         return found
 
+    async def delete_each(
+        self, leases: Sequence[Lease]
+    ) -> Mapping[str, DeleteOutcome | BaseException]:
+        """Delete every blob by a call of its own, so that each answer is about it alone.
+
+        All share one time limit; a key whose turn did not come is not in the answer.
+        """
+        found: dict[str, DeleteOutcome | BaseException] = {}
+        begun: set[str] = set()
+        by_key = {lease.storage_key: lease for lease in leases}
+
+        async def delete(key: str) -> None:
+            begun.add(key)
+            await self._abort_uploads([by_key[key]], found)
+            if key not in found:
+                found[key] = await self._answer(key)
+
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                await _each(list(by_key), delete, found)
+        except TimeoutError as error:
+            for key in begun:
+                found.setdefault(key, error)
+        return found
+
+    async def _answer(self, key: str) -> DeleteOutcome | BaseException:
+        if isinstance(self._store, DeletesMany):
+            answers: Mapping[str, DeleteOutcome | BaseException]
+            answers = await self._store.delete_many([key])
+            return answers.get(key, StoreUnavailable("The store said nothing about this key."))
+        # A host's method may return anything; only an exception is a failure.
+        outcome: object = await self._store.delete(key)
+        return outcome if isinstance(outcome, DeleteOutcome) else DeleteOutcome.DELETED
+
     async def _abort_uploads(
         self, leases: Sequence[Lease], found: dict[str, DeleteOutcome | BaseException]
     ) -> None:
@@ -104,9 +150,7 @@ class Deletions:
         self, keys: Sequence[str], found: dict[str, DeleteOutcome | BaseException]
     ) -> None:
         async def delete(key: str) -> None:
-            # A host's method may return anything; only an exception is a failure.
-            outcome: object = await self._store.delete(key)
-            found[key] = outcome if isinstance(outcome, DeleteOutcome) else DeleteOutcome.DELETED
+            found[key] = await self._answer(key)
 
         await _each(keys, delete, found)
 

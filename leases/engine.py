@@ -113,6 +113,7 @@ class LeaseEngine:
             policy=self.policy,
             clock=self.clock,
             instance=self.instance,
+            log_id=self.log_id,
             may_reap=self.owner.may_reap,
             steps=self._steps,
             observer=self._observer,

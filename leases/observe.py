@@ -25,6 +25,12 @@ class Observer(Protocol):
     def not_deleted(self, trigger: Trigger, *, failed: int, handed_back: int) -> None:
         """Deletions failed for reasons of their own, or because the store was out."""
 
+    def circuit_opened(self, circuit: str) -> None:
+        """The store counts as out for what this circuit guards."""
+
+    def circuit_probed(self, circuit: str, *, ok: bool) -> None:
+        """The store was asked whether it is there."""
+
     def reconciled(self, *, listed: int, adopted: int, residue_deleted: int, findings: int) -> None:
         """Store and table were compared."""
 
@@ -46,6 +52,10 @@ class NoObserver:
     def reclaimed(self, trigger: Trigger, found: Sequence[tuple[Outcome, float]]) -> None: ...
 
     def not_deleted(self, trigger: Trigger, *, failed: int, handed_back: int) -> None: ...
+
+    def circuit_opened(self, circuit: str) -> None: ...
+
+    def circuit_probed(self, circuit: str, *, ok: bool) -> None: ...
 
     def reconciled(
         self, *, listed: int, adopted: int, residue_deleted: int, findings: int

@@ -101,6 +101,17 @@ class Owner:
         if (await self.pauses.look()).version != self._pause_version:
             await self.check()
 
+    async def touch(self) -> None:
+        """Put the mark once more, as it is, to see whether the store takes blobs.
+
+        Only where the mark is ours; elsewhere it is read and no more.
+        Errors: the store's.
+        """
+        async with self._checking:
+            mark = await self._read()
+            if self.may_reap() and mark is not None and mark.log_id == self._log_id:
+                await self._store.put(OWNER_KEY, mark.dump())
+
     async def adopt(self, *, caller: Caller) -> Ownership:
         """Take the store over for this log, whatever its mark says, and let the replicas reap.
 

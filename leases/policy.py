@@ -36,6 +36,9 @@ class LeasePolicy:
     retry_cap_seconds: float = 3600
     stuck_after_attempts: int = 8
     circuit_pause_seconds: float = 1
+    # Longest pause and longest probe together: work resumes within ten seconds of an outage's end.
+    circuit_pause_seconds_max: float = 5
+    circuit_probe_seconds: float = 3
     clock_skew_max_seconds: float = 2
     alarm_enabled: bool = True
 
@@ -70,6 +73,10 @@ class LeasePolicy:
             (
                 self.ttl_default_seconds > self.ttl_max_seconds,
                 "ttl_default_seconds must not exceed lease_life_max_seconds (or 7 days)",
+            ),
+            (
+                self.circuit_pause_seconds > self.circuit_pause_seconds_max,
+                "circuit_pause_seconds must not exceed circuit_pause_seconds_max",
             ),
             (self.renew_factor < 1, "renew_factor must be at least 1: renewing never shortens"),
             (self.retry_factor < 1, "retry_factor must be at least 1"),

@@ -5,6 +5,10 @@ What if we die …
 - after the claim: it ends with our session, and somebody else reaps;
 - after the deletion: the blob is gone, the row is due again, deleting again finds nothing;
 - after the record: done. `lease.reclaimed` exists once, by the stream's version.
+
+A deletion that fails as in an outage costs no attempt: a probe, the deletion of a key that no blob
+ever had, says whether the store is out. Where it is, the circuit opens. Where it answers, what had
+failed is tried again by itself, between two such probes: a failure then is that blob's own.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from leases.database import Database
 from leases.decide import decide
 from leases.deletions import Deletions
 from leases.errors import Conflict, DatabaseUnavailable, Failure
-from leases.ids import new_event_id
+from leases.ids import new_event_id, new_mpack_id
 from leases.instance import Instance
 from leases.lessor import Caller, new_lease_event
 from leases.log import EventLog, NewEvent
@@ -36,17 +40,22 @@ from leases.model import (
     RecordFailure,
     RecordReclaim,
     Trigger,
+    storage_key,
 )
 from leases.observe import NOBODY, Observer
 from leases.policy import LeasePolicy
 from leases.ports import BlobStore, Clock, DeleteOutcome
+from leases.probe import Probe
 from leases.steps import Step, Steps
+from leases.suspects import Suspects
 
 # So long after the database failed a worker, it asks again.
 _RELEASE_RETRY_SECONDS = 0.5
 # What a dry run lists at most.
 _LOOKED_AT_MAX = 1_000_000
 _ERROR_LENGTH_MAX = 200
+# Of a batch, tried each by itself: one bad blob is found soon, and a busy store is not stormed.
+_ALONE_MAX = 64
 _NOT_AT_ALL = timedelta()
 
 _REAPER = Caller(actor="reaper")
@@ -76,6 +85,26 @@ class SweepResult:
         self.mpack_ids.extend(other.mpack_ids[: 1000 - len(self.mpack_ids)])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """A claim that is being worked off; `claimed_at` is monotonic, `seen_at` the database's."""
+
+    token: UUID
+    trigger: Trigger
+    seen_at: datetime
+    claimed_at: float
+    result: SweepResult
+
+
+@dataclass(slots=True)
+class _Sorted:
+    """What became of deletions."""
+
+    gone: list[tuple[Lease, DeleteOutcome]] = field(default_factory=list)
+    failed: list[tuple[Due, BaseException]] = field(default_factory=list)
+    out: list[tuple[Due, BaseException | None]] = field(default_factory=list)
+
+
 class Reaper:
     """Deletes due blobs and records that they are gone.
 
@@ -92,6 +121,7 @@ class Reaper:
         policy: LeasePolicy,
         clock: Clock,
         instance: Instance,
+        log_id: str,
         may_reap: Callable[[], bool],
         steps: Steps,
         observer: Observer = NOBODY,
@@ -104,15 +134,27 @@ class Reaper:
         self._may_reap = may_reap
         self._step = steps
         self._observer = observer
-        self.circuit = Circuit(
-            pause_seconds=policy.circuit_pause_seconds, monotonic=clock.monotonic
-        )
+        self._log_id = log_id
         self._deletions = Deletions(
             store,
             batch_max=policy.reap_batch,
             timeout_seconds=policy.delete_timeout_seconds,
             monotonic=clock.monotonic,
         )
+        self.circuit = Circuit(
+            pause_seconds=policy.circuit_pause_seconds,
+            pause_seconds_max=policy.circuit_pause_seconds_max,
+            monotonic=clock.monotonic,
+            width_full=self._deletions.batch_max * policy.reap_workers,
+        )
+        self.probe = Probe(
+            "deleting",
+            self.circuit,
+            self._delete_nothing,
+            seconds_max=min(policy.circuit_probe_seconds, policy.delete_timeout_seconds),
+            observer=observer,
+        )
+        self._suspects = Suspects()
         self._wakes: asyncio.Queue[Trigger] = asyncio.Queue(maxsize=policy.reap_workers)
         self._unsettled: list[UUID] = []
         self._busy = 0
@@ -137,16 +179,17 @@ class Reaper:
         """Reap whenever woken, until nothing is due."""
         while True:
             trigger = await self._wakes.get()
-            probing = self.circuit.is_open
             try:
                 await self._release()
+                if (pause := self.circuit.wait_seconds()) > 0:
+                    await self._clock.sleep(pause)
                 if not self._ready():
                     continue  # The look-ahead wakes again, as long as something is due.
                 batch = self.batch
                 result = await self.reap_once(trigger, limit=batch)
-                if result.claimed == batch or (probing and not self.circuit.is_open):
+                if result.claimed == batch or (result.claimed and self.circuit.is_ramping):
                     self._go_on(trigger)
-                elif not result.claimed:
+                elif not result.claimed and not self.circuit.is_open:
                     self.found_nothing()
             except Exception as error:  # noqa: BLE001  a worker outlives whatever one batch meets
                 _log.warning("reap_failed", error=type(error).__name__, detail=str(error))
@@ -195,7 +238,9 @@ class Reaper:
             rest = self.batch if limit is None else min(self.batch, limit - total.claimed)
             result = await self.reap_once(trigger, limit=rest)
             total.add(result)
-            if result.claimed < rest or result.handed_back:
+            if not result.claimed or result.handed_back:
+                break
+            if result.claimed < rest and not self.circuit.is_ramping:
                 break
         return total
 
@@ -215,24 +260,37 @@ class Reaper:
     async def reap_once(
         self, trigger: Trigger, *, limit: int | None = None, overdue: timedelta = _NOT_AT_ALL
     ) -> SweepResult:
-        """Claim one batch of what is overdue by so much, delete it, record it."""
+        """Claim one batch of what is overdue by so much, delete it, record it.
+
+        Nothing is claimed while the store is out; then this probes it, when it is time for that.
+        """
         if not self._ready():
             return SweepResult()
+        if not await self.probe.may_go_on():
+            self.wake(trigger)  # To probe again after the pause, whatever is due by then.
+            return SweepResult()
+        turn = self.circuit.take(limit or self.batch)
+        if turn is None:
+            return SweepResult()  # Others are at all that the store is trusted with so soon.
         self._busy += 1
         self._idle.clear()
         token = new_event_id()
+        result = SweepResult()
         try:
-            count = 1 if self.circuit.is_open else limit or self.batch
-            claimed = await self._claims.take(count, token, overdue=overdue)
-            return await self._reap_batch(trigger, claimed, token)
+            claimed = await self._claims.take(turn.count, token, overdue=overdue)
+            result = await self._reap_batch(trigger, claimed, token)
         except DatabaseUnavailable:
             self._unsettled.append(token)
             self.wake(trigger)
             raise
         finally:
+            self.circuit.give_back(turn, answered=result.claimed > result.handed_back)
             self._busy -= 1
             if not self._busy:
                 self._idle.set()
+        if self.circuit.is_open:
+            self.wake(trigger)
+        return result
 
     def _ready(self) -> bool:
         return not self._stopping and self._may_reap() and self.circuit.wait_seconds() == 0
@@ -249,56 +307,76 @@ class Reaper:
     async def _reap_batch(
         self, trigger: Trigger, claimed: Sequence[Due], token: UUID
     ) -> SweepResult:
+        result = SweepResult(claimed=len(claimed))
         if not claimed:
-            return SweepResult()
-        claimed_at = self._clock.monotonic()
+            return result
+        batch = _Batch(
+            token=token,
+            trigger=trigger,
+            seen_at=claimed[0].seen_at,
+            claimed_at=self._clock.monotonic(),
+            result=result,
+        )
         self._step(Step.LEASES_CLAIMED)
-        found = await self._deletions.delete([due.lease for due in claimed])
-        self._step(Step.BLOBS_DELETED)
-        # The database's time at the claim, moved on by the time since.
-        now = claimed[0].seen_at + timedelta(seconds=self._clock.monotonic() - claimed_at)
-        return await self._record(claimed, found, now=now, token=token, trigger=trigger)
-
-    async def _record(
-        self,
-        claimed: Sequence[Due],
-        found: Mapping[str, DeleteOutcome | BaseException],
-        *,
-        now: datetime,
-        token: UUID,
-        trigger: Trigger,
-    ) -> SweepResult:
-        gone: list[tuple[Lease, DeleteOutcome]] = []
-        failed: list[tuple[Due, BaseException]] = []
-        out: list[tuple[Due, BaseException]] = []
-        for due in claimed:
-            answer = found[due.lease.storage_key]
-            if isinstance(answer, DeleteOutcome):
-                gone.append((due.lease, answer))
-            elif is_outage(answer):
-                out.append((due, answer))
-            else:
-                failed.append((due, answer))
-        self._judge_store(gone, failed, out)
-        self._observer.not_deleted(trigger, failed=len(failed), handed_back=len(out))
-        result = SweepResult(claimed=len(claimed), failed=len(failed), handed_back=len(out))
-        await self._record_gone(gone, result, now=now, token=token, trigger=trigger)
-        if failed:
-            await self._record_failed(failed, now=now, token=token)
-        if out:
-            ids = [due.lease.mpack_id for due, _error in out]
-            pause = self._policy.retry_first_seconds
-            await self._claims.hand_back(ids, token, pause_seconds=pause)
+        alone = [due for due in claimed if due.lease.mpack_id in self._suspects][:_ALONE_MAX]
+        apart = {due.lease.mpack_id for due in alone}
+        together = [due for due in claimed if due.lease.mpack_id not in apart]
+        if together:
+            await self._delete_together(together, batch)
+        if alone:
+            await self._delete_alone(alone, batch)
         return result
 
-    def _judge_store(
-        self, gone: Sequence[object], failed: Sequence[object], out: Sequence[tuple[Due, Any]]
-    ) -> None:
-        if gone or failed:
-            self.circuit.closed()
+    async def _delete_together(self, claimed: Sequence[Due], batch: _Batch) -> None:
+        found = await self._deletions.delete([due.lease for due in claimed])
+        self._step(Step.BLOBS_DELETED)
+        ended = _sorted(claimed, found)
+        out, ended.out = ended.out, []
+        await self._settle(ended, batch)
         if out:
-            self.circuit.opened()
-            _log.warning("store_out", leases=len(out), error=type(out[0][1]).__name__)
+            if await self.probe.answers():
+                self._suspects.add(due.lease.mpack_id for due, _error in out)
+            await self._settle(_Sorted(out=out), batch)
+
+    async def _delete_alone(self, claimed: Sequence[Due], batch: _Batch) -> None:
+        """Each by itself, between two probes: if the store answers both, a failure in between is
+        that blob's own, whatever it looks like, and costs an attempt.
+        """
+        if not await self.probe.answers():
+            await self._settle(_Sorted(out=[(due, None) for due in claimed]), batch)
+            return
+        found = await self._deletions.delete_each([due.lease for due in claimed])
+        self._step(Step.BLOBS_DELETED)
+        ended = _sorted(claimed, found)
+        silent = [(due, error) for due, error in ended.out if error is not None]
+        if silent and await self.probe.answers():
+            ended.failed += silent
+            ended.out = [(due, None) for due, error in ended.out if error is None]
+        await self._settle(ended, batch)
+
+    async def _delete_nothing(self) -> None:
+        """The probe: a deletion like any other, of a key that no blob had and none will have."""
+        await self._deletions.probe(storage_key(self._log_id, new_mpack_id()))
+
+    async def _settle(self, ended: _Sorted, batch: _Batch) -> None:
+        """Record what is gone and what failed, and give the rest back."""
+        # The database's time at the claim, moved on by the time since.
+        since = self._clock.monotonic() - batch.claimed_at
+        now = batch.seen_at + timedelta(seconds=since)
+        result, token, trigger = batch.result, batch.token, batch.trigger
+        result.failed += len(ended.failed)
+        result.handed_back += len(ended.out)
+        self._observer.not_deleted(trigger, failed=len(ended.failed), handed_back=len(ended.out))
+        await self._record_gone(ended.gone, result, now=now, token=token, trigger=trigger)
+        self._suspects.clear(lease.mpack_id for lease, _outcome in ended.gone)
+        if ended.failed:
+            await self._record_failed(ended.failed, now=now, token=token)
+        if ended.out:
+            ids = [due.lease.mpack_id for due, _error in ended.out]
+            pause = self._policy.retry_first_seconds
+            await self._claims.hand_back(ids, token, pause_seconds=pause)
+            errors = {type(error).__name__ for _due, error in ended.out if error is not None}
+            _log.warning("leases_handed_back", leases=len(ids), errors=sorted(errors))
 
     async def _record_gone(
         self,
@@ -393,6 +471,20 @@ class Reaper:
         jitter = random.uniform(1 - spread, 1 + spread)  # noqa: S311  spreads load, guards nothing
         delay = min(delay * jitter, policy.retry_cap_seconds)
         return max(policy.retry_first_seconds, delay)
+
+
+def _sorted(claimed: Sequence[Due], found: Mapping[str, DeleteOutcome | BaseException]) -> _Sorted:
+    """By what is to be done; what was not tried is handed back with what the store left open."""
+    ended = _Sorted()
+    for due in claimed:
+        answer = found.get(due.lease.storage_key)
+        if isinstance(answer, DeleteOutcome):
+            ended.gone.append((due.lease, answer))
+        elif answer is None or is_outage(answer):
+            ended.out.append((due, answer))
+        else:
+            ended.failed.append((due, answer))
+    return ended
 
 
 def _lateness_ms(lease: Lease, now: datetime) -> int:

@@ -27,6 +27,7 @@ FROM (
            count(*) FILTER (WHERE state = 'active') AS active,
            count(*) FILTER (WHERE stuck) AS stuck,
            count(*) FILTER (WHERE delete_at <= statement_timestamp()) AS overdue,
+           count(*) FILTER (WHERE attempts = 0 AND next_attempt_at IS NOT NULL) AS put_off,
            count(*) FILTER (WHERE claimed_until > statement_timestamp()) AS claimed,
            count(*) FILTER (WHERE {DUE} <= statement_timestamp()
                             - make_interval(secs => $1)) AS unattended,
@@ -52,6 +53,7 @@ class Stats:
     overdue: int
     oldest_overdue_seconds: float
     unattended: int
+    put_off: int
     claimed: int
     stuck: int
     bytes_held: int
@@ -80,6 +82,8 @@ class Stats:
             why = f"reaping is paused by {self.paused_by}: {self.pause_reason}"
         elif not self.replicas:
             why = "no replica is running"
+        elif self.put_off:
+            why = "the store did not answer, and is probed until it does"
         else:
             why = "`mpack-gateway doctor` looks for the cause"
         return f"{leases} overdue and not being done, {late}; {why}."
@@ -94,6 +98,7 @@ async def read_stats(database: Database) -> Stats:
         overdue=row["overdue"],
         oldest_overdue_seconds=max(0.0, row["oldest_overdue_seconds"]),
         unattended=row["unattended"],
+        put_off=row["put_off"],
         claimed=row["claimed"],
         stuck=row["stuck"],
         bytes_held=row["bytes_held"],

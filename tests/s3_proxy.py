@@ -1,15 +1,19 @@
-"""A proxy before the S3 server that may answer itself, hold a request back, or cut an answer.
+"""A proxy before the S3 server that may answer itself, hold a request back, or spoil an answer.
 
 It reads each request whole before it passes it on, so a request that was held reaches the server
-even if its client has gone: as a real network may do it.
+even if its client has gone: as a real network may do it. Requests reach the server as they were
+signed, so URLs that are signed for the proxy's address are good. Ready-made faults:
+tests/fault/s3_faults.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 _HEAD_END = b"\r\n\r\n"
@@ -24,12 +28,16 @@ class Request:
     method: str
     path: str
     query: str
+    body: bytes = field(default=b"", repr=False)
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}?{self.query}"
 
 
 Meddle = Callable[[Request], Awaitable[bytes | None]]
+PassOn = Callable[[], Awaitable[bytes]]
+Fault = Callable[[Request, PassOn], Awaitable[bytes | None]]
+_RESET = struct.pack("ii", 1, 0)  # Linger for no time at all: the connection is reset.
 
 
 def answer(status: int, code: str) -> bytes:
@@ -40,7 +48,10 @@ def answer(status: int, code: str) -> bytes:
 
 
 class S3Proxy:
-    """`meddle(request)` may wait, and may answer in the server's place; `cut` halves bodies."""
+    """`meddle(request)` may wait, and may answer in the server's place; `cut` halves bodies.
+
+    `fault(request, pass_on)` does all of it: what it answers is sent, None resets the connection.
+    """
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
@@ -48,6 +59,7 @@ class S3Proxy:
         self.requests: list[Request] = []
         self.passed: list[Request] = []  # The server has answered these.
         self.meddle: Meddle | None = None
+        self.fault: Fault | None = None
         self.cut = False
         self.url = ""
         self._handlers: set[asyncio.Task[None]] = set()
@@ -75,17 +87,30 @@ class S3Proxy:
                 writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             body = await reader.readexactly(int(fields.get("content-length", "0")))
             path, _, query = target.partition("?")
-            request = Request(method=method, path=path, query=query)
+            request = Request(method=method, path=path, query=query, body=body)
             self.requests.append(request)
-            told = await self.meddle(request) if self.meddle is not None else None
+            told = await self._answer(request, _closing(head))
             if told is None:
-                told = await self._pass_on(_closing(head), body)
-                self.passed.append(request)
+                connection = writer.get_extra_info("socket")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                writer.transport.abort()
+                return
             if self.cut:
                 told = told[: (told.index(_HEAD_END) + len(told)) // 2]
             writer.write(told)
             await writer.drain()
             return  # One request a connection: whatever comes next starts afresh.
+
+    async def _answer(self, request: Request, head: bytes) -> bytes | None:
+        async def pass_on() -> bytes:
+            told = await self._pass_on(head, request.body)
+            self.passed.append(request)
+            return told
+
+        if self.fault is not None:
+            return await self.fault(request, pass_on)
+        told = await self.meddle(request) if self.meddle is not None else None
+        return await pass_on() if told is None else told
 
     async def _pass_on(self, head: bytes, body: bytes) -> bytes:
         reader, writer = await asyncio.open_connection(

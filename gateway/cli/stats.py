@@ -42,6 +42,7 @@ def _told(found: Stats) -> dict[str, Any]:
         "bytes_held": f"{found.bytes_held:,}",
         "overdue": f"{found.overdue:,}",
         "oldest_overdue_seconds": f"{found.oldest_overdue_seconds:,.1f}",
+        "put_off": f"{found.put_off:,}",
         "claimed": found.claimed,
         "stuck": found.stuck,
         "events": f"{found.head_position:,}",

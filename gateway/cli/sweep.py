@@ -145,7 +145,8 @@ async def _batches(
             left = None if left is None else left - result.claimed
         if stop.is_set() or any(one.handed_back for one in results):
             return
-        if sum(one.claimed for one in results) < sum(sizes):
+        claimed = sum(one.claimed for one in results)
+        if claimed < sum(sizes) and not (claimed and engine.reaper.circuit.is_ramping):
             return
         await engine.owner.obey()
 

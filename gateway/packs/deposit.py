@@ -27,6 +27,7 @@ from leases.engine import LeaseEngine
 from leases.errors import Conflict, Failure, LeaseEnded, LeaseMissing, StoreUnavailable
 from leases.lessor import Caller
 from leases.model import Lease, LeaseKind, LeaseState, RecordResidue
+from leases.ports import BlobStore
 from leases.steps import Step, Steps, no_steps
 
 # Small packs are put as one piece: a store need not stream, or buffer, what is in memory anyway.
@@ -40,9 +41,15 @@ class Deposits:
     """Builds planned packs and puts them into the store, each under its own lease."""
 
     def __init__(
-        self, engine: LeaseEngine, builder: PackBuilder, *, steps: Steps = no_steps
+        self,
+        engine: LeaseEngine,
+        builder: PackBuilder,
+        *,
+        store: BlobStore,
+        steps: Steps = no_steps,
     ) -> None:
         self._engine = engine
+        self._store = store
         self._builder = builder
         self._step = steps
 
@@ -89,7 +96,7 @@ class Deposits:
         try:
             async with asyncio.timeout(self._left(lease)):
                 with store_call("put"):
-                    await self._engine.store.put(lease.storage_key, data)
+                    await self._store.put(lease.storage_key, data)
         except TimeoutError as error:
             raise StoreUnavailable(call="put", cause="deadline") from error
         self._step(Step.PACK_PUT)

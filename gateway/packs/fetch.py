@@ -33,6 +33,8 @@ from gateway.packs.slots import Slots
 from gateway.packs.spool import Encoding, SpoolBudget
 from gateway.packs.store_calls import store_call
 from gateway.packs.url_life import checked_ttl, seconds_left, url_seconds
+from gateway.storage.availability import Availability, Need
+from gateway.storage.watched import watched
 from gateway.wire.ids import IdForm
 from leases.engine import LeaseEngine
 from leases.errors import BlobMissing, Failure
@@ -71,6 +73,7 @@ class PackService:
         engine: LeaseEngine,
         policy: PackPolicy | None = None,
         *,
+        availability: Availability | None = None,
         steps: Steps = no_steps,
         observer: PackObserver = NOBODY,
     ) -> None:
@@ -81,22 +84,27 @@ class PackService:
         self._step = steps
         self._observer = observer
         self.budget = SpoolBudget(self.policy.spool_bytes_max)
-        self._builder = PackBuilder(engine.store, self.policy, self.budget)
-        self.objects = ObjectReader(engine.store, self.policy, self.budget)
+        self._availability = availability or Availability(engine)
+        self._store = watched(engine.store, self._availability)
+        self._builder = PackBuilder(self._store, self.policy, self.budget)
+        self.objects = ObjectReader(
+            self._store, self.policy, self.budget, admission=self._availability
+        )
         self._clone_keys = CloneKeys()
         self._tasks = asyncio.TaskGroup()
-        self._tidying: asyncio.Task[None] | None = None
+        self._running: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         engine = self._engine
         self._slots = Slots(engine.database, engine.instance, self.policy)
-        deposits = Deposits(engine, self._builder, steps=self._step)
+        deposits = Deposits(engine, self._builder, store=self._store, steps=self._step)
         self.sharing = PackSharing(
             engine,
             self._slots,
             deposits,
             policy=self.policy,
             budget=self.budget,
+            admission=self._availability,
             steps=self._step,
             observer=self._observer,
         )
@@ -105,13 +113,15 @@ class PackService:
             self.objects,
             deposits,
             turns=self.sharing.turns,
+            admission=self._availability,
             budget=self.budget,
             policy=self.policy,
         )
         self._tasks = await asyncio.TaskGroup().__aenter__()
         self.sharing.tasks = self._tasks
         await self._slots.listen()
-        self._tidying = self._tasks.create_task(self._tidy())
+        for work in (self._tidy(), self._availability.run()):
+            self._running.append(self._tasks.create_task(work))
         return self
 
     async def __aexit__(
@@ -120,8 +130,7 @@ class PackService:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._tidying is not None
-        for task in (self._tidying, *self.sharing.building):
+        for task in (*self._running, *self.sharing.building):
             task.cancel()
         await self._tasks.__aexit__(None, None, None)
 
@@ -170,6 +179,8 @@ class PackService:
     ) -> InlinePack:
         """The pack itself with `pairs` (`branch_heads`) added to its map.
 
+        While the store takes no blobs it is built from the segments and answered, under no lease.
+
         Errors: as `fetch_mpack`; TooLarge (413) above `inline_bytes_max`, always before the first
                 byte.
         """
@@ -177,10 +188,12 @@ class PackService:
         wish = await self._wish(open_reader, question, inline=True, caller=caller)
         if wish.known_lacking is not None and not wish.known_lacking.commits:
             return inline_of(empty_pack(), pairs, Counts(commits=0, snapshots=0, objects=0))
-        if not self._engine.store.supports_presign:
+        storing = self._engine.store.supports_presign and self._availability.may(Need.WRITING)
+        if not storing:
             answer = await self._built_inline(wish)
             assert answer.mpack is not None
             return inline_of(answer.mpack, pairs, answer.counts)
+        self._availability.check(Need.READING)
         try:
             return await self._read_back(wish, pairs, share=share, gone=())
         except BlobMissing as error:
@@ -259,19 +272,24 @@ class PackService:
         return counts
 
     async def _built_inline(self, wish: Wish) -> FetchAnswer:
-        """For stores without URLs: nothing is stored, no lease is made."""
+        """For stores without URLs, or that take no blobs: nothing is stored, no lease is made."""
+        self._availability.check(Need.READING)
         async with self.sharing.turns.turn():
-            plan = await self.sharing.read_plan(wish)
-            spool = plan.writer.spool
-            try:
-                check_inline(plan.bytes_planned, self.policy)
-                await self._builder.fill(plan)
-                sha256 = await plan.writer.finish()
-                check_inline(spool.size_bytes, self.policy)
-                self._step(Step.PACK_BUILT)
-                mpack = await spool.read(0, spool.size_bytes)
-            finally:
-                await spool.close()
+            with self._availability.turn(Need.READING):
+                return await self._built_in_memory(wish)
+
+    async def _built_in_memory(self, wish: Wish) -> FetchAnswer:
+        plan = await self.sharing.read_plan(wish)
+        spool = plan.writer.spool
+        try:
+            check_inline(plan.bytes_planned, self.policy)
+            await self._builder.fill(plan)
+            sha256 = await plan.writer.finish()
+            check_inline(spool.size_bytes, self.policy)
+            self._step(Step.PACK_BUILT)
+            mpack = await spool.read(0, spool.size_bytes)
+        finally:
+            await spool.close()
         return FetchAnswer(
             mpack=mpack,
             sha256=sha256,
@@ -292,7 +310,7 @@ class PackService:
         check_inline(lease.size_bytes, self.policy)
         try:
             size_bytes, chunks = await read_back(
-                self._engine.store,
+                self._store,
                 key=lease.storage_key,
                 size_bytes=lease.size_bytes,
                 pairs=pairs,

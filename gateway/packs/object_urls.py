@@ -22,6 +22,7 @@ from gateway.packs.store_calls import first_failure, store_call
 from gateway.packs.turns import BuildTurns
 from gateway.packs.uploads import Presigned
 from gateway.packs.url_life import checked_ttl, url_seconds
+from gateway.storage.availability import Admission, Need
 from gateway.wire.ids import IdForm
 from leases.engine import LeaseEngine
 from leases.errors import Corrupt
@@ -44,6 +45,7 @@ class ObjectUrls:
         deposits: Deposits,
         *,
         turns: BuildTurns,
+        admission: Admission,
         budget: SpoolBudget,
         policy: PackPolicy,
     ) -> None:
@@ -51,6 +53,7 @@ class ObjectUrls:
         self._objects = objects
         self._deposits = deposits
         self._turns = turns
+        self._admission = admission
         self._budget = budget
         self._policy = policy
 
@@ -106,6 +109,7 @@ class ObjectUrls:
         spool = Spool(self._policy, self._budget)
         try:
             async with self._turns.turn():
+                self._admission.check(Need.READING, Need.WRITING)
                 plan = await self._copy(open_reader, repo_id, object_id, spool)
                 lease = await self._deposits.reserve(
                     new_mpack_id(), repo_id=repo_id, cache_key=None, caller=caller

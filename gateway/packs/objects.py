@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from gateway.packs.foreign import extract_foreign
-from gateway.packs.places import find_places
+from gateway.packs.places import Places, find_places
 from gateway.packs.policy import PackPolicy
 from gateway.packs.sharing import OpenReader
 from gateway.packs.splice import ENTRY_HEAD_BYTES_MAX, check_entry
 from gateway.packs.spool import Spool, SpoolBudget
 from gateway.packs.store_calls import first_failure, stored_range
+from gateway.storage.availability import ALWAYS_THERE, Admission, Need
 from leases.errors import Corrupt
 from leases.ports import BlobStore
 
@@ -48,8 +49,16 @@ class StoredObject:
 class ObjectReader:
     """Opens objects that a repo holds; the caller has made sure that it does."""
 
-    def __init__(self, store: BlobStore, policy: PackPolicy, budget: SpoolBudget) -> None:
+    def __init__(
+        self,
+        store: BlobStore,
+        policy: PackPolicy,
+        budget: SpoolBudget,
+        *,
+        admission: Admission = ALWAYS_THERE,
+    ) -> None:
         self._store = store
+        self._admission = admission
         self._policy = policy
         self._budget = budget
 
@@ -60,6 +69,10 @@ class ObjectReader:
         """
         async with open_reader() as reader:
             places = await find_places(reader, repo_id, [object_id])
+        with self._admission.turn(Need.READING):
+            return await self._open(places, object_id)
+
+    async def _open(self, places: Places, object_id: str) -> StoredObject:
         scratch = Spool(self._policy, self._budget)
         try:
             await extract_foreign(

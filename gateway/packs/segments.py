@@ -29,6 +29,7 @@ from gateway.packs.repos import hold_repo
 from gateway.packs.splice import entry_head
 from gateway.packs.transaction import transaction, tried_again
 from gateway.packs.uploads import Upload, verified_content
+from gateway.storage.availability import ALWAYS_THERE, Admission, Need
 from gateway.wire.ids import bare, object_id_of
 from gateway.wire.messages import PushObject
 from leases.database import Database
@@ -142,8 +143,16 @@ def _verify(objects: Sequence[PushObject]) -> Chunk:
 class SegmentWriter:
     """Stores chunks of objects durably and gives a repo its share in them."""
 
-    def __init__(self, database: Database, store: BlobStore, steps: Steps = no_steps) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: BlobStore,
+        steps: Steps = no_steps,
+        *,
+        admission: Admission = ALWAYS_THERE,
+    ) -> None:
         self._database = database
+        self._admission = admission
         self._store = store
         self._step = steps
 
@@ -233,6 +242,10 @@ class SegmentWriter:
         return await tried_again(hold)
 
     async def _write_segment(self, repo_id: str, segment: _Segment, caller: Caller) -> None:
+        with self._admission.turn(Need.WRITING):
+            await self._write_admitted(repo_id, segment, caller)
+
+    async def _write_admitted(self, repo_id: str, segment: _Segment, caller: Caller) -> None:
         segment_id = new_mpack_id()
         key = segment_key(segment_id)
         await self._database.execute(_PENDING, segment_id, key)

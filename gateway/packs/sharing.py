@@ -27,6 +27,7 @@ from gateway.packs.slot_keeper import SlotKeeper
 from gateway.packs.slots import Slot, Slots
 from gateway.packs.spool import Encoding, PackWriter, Spool, SpoolBudget
 from gateway.packs.turns import BuildTurns
+from gateway.storage.availability import Admission, Need
 from gateway.wire.ids import IdForm
 from leases.engine import LeaseEngine
 from leases.errors import Conflict, Failure, LeaseEnded, LeaseMissing, Unavailable
@@ -98,6 +99,7 @@ class PackSharing:
         *,
         policy: PackPolicy,
         budget: SpoolBudget,
+        admission: Admission,
         steps: Steps = no_steps,
         observer: PackObserver = NOBODY,
     ) -> None:
@@ -106,6 +108,7 @@ class PackSharing:
         self._deposits = deposits
         self._policy = policy
         self._budget = budget
+        self._admission = admission
         self._step = steps
         self._observer = observer
         self._flights: dict[str, Flight] = {}
@@ -118,7 +121,9 @@ class PackSharing:
     async def shared(self, wish: Wish, *, gone: Collection[str] = ()) -> Holding:
         """A pack that others may use as well; none of `gone`, whose blobs are not there.
 
-        Errors: whatever the build meets; BuildsBusy when it takes too long.
+        One that is there already is shared also while the store is out: that calls nobody.
+        Errors: whatever the build meets; BuildsBusy when it takes too long; StoreUnavailable, at
+                once, when it would have to be built while the store is out.
         """
         cache_key = wish.cache_key
         give_up_at = self._engine.clock.monotonic() + self._policy.slot_wait_seconds
@@ -135,6 +140,7 @@ class PackSharing:
                 # Somebody may have been quicker while this caller looked.
                 flight = self._flights.get(cache_key)
                 if flight is None:
+                    self._admission.check(Need.READING, Need.WRITING)
                     asked, flight = SlotAnswer.MISS, self._start(wish, cache_key, seen)
             self._observer.slot_asked(asked)
             try:
@@ -149,7 +155,8 @@ class PackSharing:
                 raise BuildsBusy
 
     async def alone(self, wish: Wish) -> Holding:
-        """A pack for this caller only: its own lease, no slot."""
+        """A pack for this caller only: its own lease, no slot. Errors: as `shared`."""
+        self._admission.check(Need.READING, Need.WRITING)
         deposited = await self._join(self._start(wish, None, None), wish)
         assert deposited is not None, "nobody else decides about this flight"
         lease, counts = deposited.lease, deposited.counts
@@ -313,30 +320,34 @@ class PackSharing:
 
     async def _build(self, flight: Flight, wish: Wish, mpack_id: str) -> Deposited:
         async with self.turns.turn():
-            began = self._engine.clock.monotonic()
-            try:
-                async with asyncio.timeout(self._policy.plan_seconds_max):
-                    plan = await flight.plan()
-            except TimeoutError as error:
-                raise BuildFailed("Planning this pack took too long.") from error
-            if flight.inline_only:
-                check_inline(plan.bytes_planned, self._policy)
-            lease = await self._deposits.reserve(
-                mpack_id,
-                repo_id=wish.question.repo_id,
-                cache_key=flight.cache_key,
-                caller=wish.caller,
-            )
-            sha256 = await self._deposits.build(plan, lease, wish.caller)
-            await self._deposits.put(lease, plan.writer.spool, wish.caller)
-            deposited = await self._deposits.activate(
-                lease, plan, sha256=sha256, ttl_seconds=flight.ttl_seconds, caller=wish.caller
-            )
-            self._observer.built(
-                size_bytes=deposited.lease.size_bytes or 0,
-                seconds=self._engine.clock.monotonic() - began,
-            )
-            return deposited
+            with self._admission.turn(Need.READING, Need.WRITING):
+                return await self._build_admitted(flight, wish, mpack_id)
+
+    async def _build_admitted(self, flight: Flight, wish: Wish, mpack_id: str) -> Deposited:
+        began = self._engine.clock.monotonic()
+        try:
+            async with asyncio.timeout(self._policy.plan_seconds_max):
+                plan = await flight.plan()
+        except TimeoutError as error:
+            raise BuildFailed("Planning this pack took too long.") from error
+        if flight.inline_only:
+            check_inline(plan.bytes_planned, self._policy)
+        lease = await self._deposits.reserve(
+            mpack_id,
+            repo_id=wish.question.repo_id,
+            cache_key=flight.cache_key,
+            caller=wish.caller,
+        )
+        sha256 = await self._deposits.build(plan, lease, wish.caller)
+        await self._deposits.put(lease, plan.writer.spool, wish.caller)
+        deposited = await self._deposits.activate(
+            lease, plan, sha256=sha256, ttl_seconds=flight.ttl_seconds, caller=wish.caller
+        )
+        self._observer.built(
+            size_bytes=deposited.lease.size_bytes or 0,
+            seconds=self._engine.clock.monotonic() - began,
+        )
+        return deposited
 
 
 def check_inline(size_bytes: int, policy: PackPolicy) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy import text
 from gateway.errors import Incomplete, TooLarge
 from gateway.packs.manifest_rows import Reader
 from gateway.packs.store_calls import first_failure, store_call
+from gateway.storage.availability import ALWAYS_THERE, Admission, Need
 from leases.errors import BlobMissing
 from leases.ids import new_mpack_id
 from leases.lessor import Caller, Lessor
@@ -63,8 +64,16 @@ class Presigned:
 class Uploads:
     """Hands out URLs to upload to, and finds what came."""
 
-    def __init__(self, store: BlobStore, policy: LeasePolicy, *, upload_bytes_max: int) -> None:
+    def __init__(
+        self,
+        store: BlobStore,
+        policy: LeasePolicy,
+        *,
+        upload_bytes_max: int,
+        admission: Admission = ALWAYS_THERE,
+    ) -> None:
         self._store = store
+        self._admission = admission
         self._policy = policy
         self._bytes_max = upload_bytes_max
 
@@ -74,13 +83,14 @@ class Uploads:
         """A URL for each of these objects, whether or not somebody has it already.
 
         Effects: a lease for each; none where the store signs no uploads: then all come inline.
-        Errors:  Unavailable.
+        Errors:  Unavailable; StoreUnavailable while there is nothing to upload to.
         """
         store = self._store
         signs = store.supports_presign and isinstance(store, SignsUploads)
         if not (signs and isinstance(store, HeadsBlobs) and object_ids):
             return Presigned(urls={}, inline=list(object_ids))
         assert isinstance(store, SignsUploads)
+        self._admission.check(Need.WRITING)
         wanted = {new_mpack_id(): object_id for object_id in object_ids}
         leases = await lessor.reserve_uploads(wanted, repo_id=repo_id, caller=caller)
         seconds = max(1, int(self._policy.upload_limit_seconds))
@@ -115,6 +125,7 @@ class Uploads:
         """
         if not candidates:
             return []
+        self._admission.check(Need.READING)
         store = self._store
         assert isinstance(store, HeadsBlobs), "only such a store was handed out URLs of"
         found: list[Upload] = []

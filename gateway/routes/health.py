@@ -15,11 +15,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.service import Service
+from gateway.storage.availability import Need
 from gateway.wire.render import render
+from leases.circuit import CircuitState
 from leases.errors import BlobMissing, Failure
 from leases.owner import OWNER_KEY
 from schema import migrate
 
+_OUT = "the store does not answer; new packs and pushed objects are refused until it does"
+_TAKES_NOTHING = "the store takes no blobs; until it does, packs are only answered inline"
 CHECK_SECONDS_MAX = 3.0  # Probes give up after a few seconds; an answer must come before.
 
 
@@ -63,12 +67,17 @@ async def _database(service: Service) -> dict[str, Any]:
 
 
 async def _store(service: Service) -> dict[str, Any]:
+    out = {need.value: "open" for need in Need if service.availability.is_out(need)}
+    if out:  # It is being probed: asking once more would only make this answer late.
+        detail = _OUT if Need.READING in out else _TAKES_NOTHING
+        return {"status": "degraded", "detail": detail, "circuits": out}
     try:
         async with asyncio.timeout(CHECK_SECONDS_MAX):
             await service.store.get(OWNER_KEY)
     except BlobMissing:
         pass  # It answered; the mark is written when the first reaping is allowed.
     except Exception:  # noqa: BLE001  whatever a store raises, it did not answer
+        service.availability.suspect_all()
         return {"status": "degraded", "detail": "the store does not answer"}
     return {"status": "ok"}
 
@@ -77,8 +86,8 @@ def _reaping(service: Service) -> dict[str, Any]:
     owner, circuit = service.engine.owner, service.engine.reaper.circuit
     healthy = owner.may_reap() and not circuit.is_open
     told = {"status": "ok" if healthy else "degraded", "state": str(owner.state)}
-    if circuit.is_open:
-        told["circuit"] = "open"
+    if circuit.state is not CircuitState.CLOSED:
+        told["circuit"] = circuit.state.value
     return told
 
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,16 +38,17 @@ from tests.leasing import (
     connection_to,
     engine_on,
     granted,
+    loaded,
     reserved,
     until,
     until_reclaimed,
-    work_of,
 )
 
 
 async def test_a_blob_that_answers_like_an_outage_holds_up_no_other(database: Database) -> None:
     store = ListingStore()
-    async with engine_on(database, store, QUICK, watch=True) as engine:
+    policy = replace(QUICK, retry_first_seconds=0.05, stuck_after_attempts=3)
+    async with engine_on(database, store, policy, watch=True) as engine:
         broken = await granted(engine)
 
         async def refuse(key: str) -> None:
@@ -55,15 +57,15 @@ async def test_a_blob_that_answers_like_an_outage_holds_up_no_other(database: Da
 
         store.on_delete = refuse
 
-        async def refused() -> bool:
-            return engine.reaper.circuit.is_open
+        async def is_stuck() -> bool:
+            return (await loaded(engine, broken)).stuck
 
-        await until(refused)
+        await until(is_stuck)
+        assert not engine.reaper.circuit.is_open
         others = [await granted(engine) for _ in range(3)]
         for lease in await until_reclaimed(engine, *others):
             assert lease.lateness_ms is not None
             assert lease.lateness_ms < 3000
-        assert (await work_of(database, broken))["attempts"] == 0
         store.on_delete = None
         await until_reclaimed(engine, broken)
     await check_invariants(database, store)

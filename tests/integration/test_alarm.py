@@ -198,10 +198,10 @@ async def test_waiting_with_something_due_does_not_spin(
 ) -> None:
     """A paused or broken store may stay so for days."""
     counting = _Counting(database.engine)
-    policy = replace(QUICK, circuit_pause_seconds=60)
+    policy = replace(QUICK, circuit_pause_seconds=60, circuit_pause_seconds_max=60)
     async with engine_on(counting, store, policy, watch=True) as engine:
         if reason == "the store is out":
-            store.fail_next_deletes(1, StoreUnavailable())
+            store.fail_next_deletes(2, StoreUnavailable())  # The lease's, and the probe.
         else:
             await store.put("transient/.owner", b"{}")
             await engine.owner.check()

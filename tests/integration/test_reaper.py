@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -402,7 +402,7 @@ async def test_an_outage_costs_no_attempts_and_stops_deletions(
     leases = await granted_many(engine, 3)
     for lease in leases:
         await due(engine.database, lease)
-    store.fail_next_deletes(3, outage)
+    store.fail_next_deletes(4, outage)  # The last one is the probe.
     result = await reap(engine)
     assert (result.handed_back, result.failed, engine.reaper.circuit.is_open) == (3, 0, True)
     work = await work_of(engine.database, leases[0])
@@ -414,18 +414,190 @@ async def test_an_outage_costs_no_attempts_and_stops_deletions(
     assert not engine.reaper.circuit.is_open
 
 
-async def test_one_probe_closes_the_circuit(database: Database, store: ListingStore) -> None:
-    policy = replace(QUICK, circuit_pause_seconds=0.05, retry_first_seconds=0.05)
-    async with engine_on(database, store, policy) as engine:
-        leases = await granted_many(engine, 3)
+async def test_after_a_good_probe_a_little_goes_then_more(
+    database: Database, store: ListingStore
+) -> None:
+    """Everything that was held up meanwhile, at once, would be the next outage."""
+    policy = replace(QUICK, circuit_pause_seconds=0.05, retry_first_seconds=0.01, reap_batch=8)
+    async with engine_on(database, store, replace(policy, reap_workers=1)) as engine:
+        leases = await granted_many(engine, 12)
         for lease in leases:
             await due(database, lease)
-        store.fail_next_deletes(3, StoreUnavailable())
+        store.fail_next_deletes(9, StoreUnavailable())
+        assert (await reap(engine)).handed_back == 8
+        before = len(store.calls_of("delete"))
+        assert (await reap(engine)).claimed == 0
+        assert len(store.calls_of("delete")) == before, "nothing is sent before its time"
+        await engine.clock.sleep(0.1)
+        assert [(await reap(engine)).reclaimed for _ in range(4)] == [1, 2, 4, 5]
+        assert not engine.reaper.circuit.is_ramping
+        probes = len(store.calls_of("delete")) - before - 12
+        assert probes == 1
+    await check_invariants(database, store)
+
+
+async def test_a_sweep_in_the_ramp_goes_on_to_its_end(
+    database: Database, store: ListingStore
+) -> None:
+    policy = replace(QUICK, circuit_pause_seconds=0.05, retry_first_seconds=0.01)
+    async with engine_on(database, store, policy) as engine:
+        leases = await granted_many(engine, 40)
+        for lease in leases:
+            await due(database, lease)
+        store.fail_next_deletes(41, StoreUnavailable())
         await reap(engine)
         await engine.clock.sleep(0.1)
-        assert (await reap(engine)).claimed == 1
+        assert (await engine.reaper.sweep(Trigger.COMMAND)).reclaimed == 40
+    await check_invariants(database, store)
+
+
+async def test_probes_come_back_by_themselves_without_an_alarm(
+    database: Database, store: ListingStore
+) -> None:
+    policy = replace(
+        QUICK,
+        alarm_enabled=False,
+        sweep_interval_seconds=0.2,
+        circuit_pause_seconds=0.3,
+        circuit_pause_seconds_max=0.3,
+    )
+    async with engine_on(database, store, policy, watch=True) as engine:
+        await until(lambda: _reaps(engine))
+        store.fail_next_deletes(5, StoreUnavailable())
+        lease = await granted(engine)
+        await until_reclaimed(engine, lease)
+        assert (await work_of(database, lease))["attempts"] == 0
+    await check_invariants(database, store)
+
+
+async def _reaps(engine: LeaseEngine) -> bool:
+    return engine.owner.may_reap()
+
+
+async def test_one_blob_that_fails_as_in_an_outage_ends_as_stuck(
+    database: Database, store: ListingStore
+) -> None:
+    """The store answers for all the others, right before it and right after."""
+    policy = replace(QUICK, retry_first_seconds=0.001, stuck_after_attempts=3)
+    async with engine_on(database, store, policy) as engine:
+        cursed, *others = await granted_many(engine, 4)
+        for lease in (cursed, *others):
+            await due(database, lease)
+
+        async def fail(key: str) -> None:
+            if key == cursed.storage_key:
+                raise TimeoutError
+
+        store.on_delete = fail
+        result = await reap(engine)
+        assert (result.reclaimed, result.handed_back, result.failed) == (3, 1, 0)
+        assert (await work_of(database, cursed))["attempts"] == 0, "it may have been bad luck"
+        for attempts in range(1, 5):
+            await forget_attempts_pause(database)
+            assert (await reap(engine)).failed == 1
+            work = await work_of(database, cursed)
+            assert (work["attempts"], work["last_error"]) == (attempts, "TimeoutError")
+            assert (await loaded(engine, cursed)).stuck == (attempts >= 3)
+            assert not engine.reaper.circuit.is_open
+        store.on_delete = None
+        await forget_attempts_pause(database)
+        assert (await reap(engine)).reclaimed == 1
+        assert (await types_of(engine, cursed))[2:] == [
+            "lease.cleanup_failed",
+            "lease.stuck",
+            "lease.reclaimed",
+        ]
+    await check_invariants(database, store)
+
+
+async def test_one_blob_that_makes_its_whole_batch_fail_is_found(
+    database: Database, store: ListingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with engine_on(database, store, replace(QUICK, retry_first_seconds=0.001)) as engine:
+        cursed, *others = await granted_many(engine, 100)
+        for lease in (cursed, *others):
+            await due(database, lease)
+        delete_many = store.delete_many
+
+        async def fail(keys: Sequence[str]) -> Mapping[str, DeleteOutcome | Exception]:
+            if cursed.storage_key in keys:
+                raise TimeoutError
+            return await delete_many(keys)
+
+        monkeypatch.setattr(store, "delete_many", fail)
+        assert (await reap(engine)).handed_back == 100
+
+        async def others_are_gone() -> bool:
+            await forget_attempts_pause(database)
+            await reap(engine)
+            row = await database.fetchrow(
+                "SELECT count(*) AS open FROM mpack_leases WHERE state <> 'reclaimed'"
+            )
+            return row is not None and row["open"] == 1
+
+        await until(others_are_gone, seconds=3)
+        await forget_attempts_pause(database)
+        assert (await reap(engine)).failed == 1
         assert not engine.reaper.circuit.is_open
-        assert (await reap(engine)).reclaimed == 2
+        monkeypatch.undo()
+        await until_reaped(engine, cursed)
+    await check_invariants(database, store)
+
+
+async def test_a_store_that_goes_while_a_suspect_is_tried_costs_no_attempt(
+    database: Database, store: ListingStore
+) -> None:
+    policy = replace(QUICK, retry_first_seconds=0.001, circuit_pause_seconds=0.05)
+    async with engine_on(database, store, policy) as engine:
+        lease = await due_lease(engine)
+        store.fail_next_deletes(1, TimeoutError())
+        assert (await reap(engine)).handed_back == 1
+        await forget_attempts_pause(database)
+        failing = iter([None, TimeoutError, TimeoutError])  # A probe, the blob, the probe after.
+
+        async def fail(_key: str) -> None:
+            if (error := next(failing, None)) is not None:
+                raise error
+
+        store.on_delete = fail
+        assert (await reap(engine)).handed_back == 1
+        assert engine.reaper.circuit.is_open
+        assert (await work_of(database, lease))["attempts"] == 0
+        await until_reaped(engine, lease)
+    await check_invariants(database, store)
+
+
+async def test_suspects_go_one_by_one_without_bulk_deletions_too(database: Database) -> None:
+    store = MemoryStore()
+    async with engine_on(database, store, replace(QUICK, retry_first_seconds=0.001)) as engine:
+        await due_lease(engine)
+        store.fail_next_deletes(1, TimeoutError())
+        assert (await reap(engine)).handed_back == 1
+        await forget_attempts_pause(database)
+        assert (await reap(engine)).reclaimed == 1
+    await check_invariants(database, store)
+
+
+async def test_a_suspect_that_hangs_ends_at_the_time_limit(
+    database: Database, store: ListingStore
+) -> None:
+    policy = replace(QUICK, retry_first_seconds=0.001, delete_timeout_seconds=0.1)
+    async with engine_on(database, store, policy) as engine:
+        lease = await due_lease(engine)
+        never = asyncio.Event()
+
+        async def hang(key: str) -> None:
+            if key == lease.storage_key:
+                await never.wait()
+
+        store.on_delete = hang
+        assert (await reap(engine)).handed_back == 1
+        await forget_attempts_pause(database)
+        assert (await reap(engine)).failed == 1
+        assert (await work_of(database, lease))["last_error"] == "TimeoutError"
+        store.on_delete = None
+        await forget_attempts_pause(database)
+        assert (await reap(engine)).reclaimed == 1
     await check_invariants(database, store)
 
 

@@ -74,8 +74,8 @@ async def test_what_nobody_has_claimed_for_long_is_not_being_done(database: Data
 
 
 SOME = Stats(
-    by_state={}, overdue=1, oldest_overdue_seconds=61.2, unattended=1, claimed=0, stuck=0,
-    bytes_held=0, head_position=0, log_id="", replicas=0, paused=False, paused_by=None,
+    by_state={}, overdue=1, oldest_overdue_seconds=61.2, unattended=1, put_off=0, claimed=0,
+    stuck=0, bytes_held=0, head_position=0, log_id="", replicas=0, paused=False, paused_by=None,
     paused_at=None, pause_reason=None,
 )  # fmt: skip
 
@@ -86,10 +86,11 @@ SOME = Stats(
         (SOME, "1 lease is overdue and not being done, the oldest for 61 s; no replica is running"),
         (replace(SOME, overdue=1500, replicas=2), "1,500 leases are overdue and not being done"),
         (replace(SOME, replicas=2), "doctor"),
+        (replace(SOME, replicas=2, put_off=1), "the store did not answer, and is probed"),
         (replace(SOME, paused=True, paused_by="x", pause_reason="y"), "paused by x: y"),
         (replace(SOME, claimed=1), "1 lease is overdue and being done, the oldest for 61 s."),
     ],
-    ids=["no replica", "many", "unknown", "paused", "being done"],
+    ids=["no replica", "many", "unknown", "store out", "paused", "being done"],
 )
 def test_the_words(stats: Stats, words: str) -> None:
     assert words in stats.in_words()

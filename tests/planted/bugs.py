@@ -235,14 +235,14 @@ _REAP = (
     _bug(
         "outage-charged",
         REAPER,
-        "elif is_outage(answer):",
-        "elif is_outage(answer) and self._stopping:",
+        "elif answer is None or is_outage(answer):",
+        "elif answer is None:",
         says="an outage of the store costs attempts, and makes leases stuck",
     ),
     _bug(
         "record-by-process-clock",
         REAPER,
-        "now = claimed[0].seen_at + timedelta(seconds=self._clock.monotonic() - claimed_at)",
+        "now = batch.seen_at + timedelta(seconds=since)",
         "now = self._clock.now()",
         says="lateness is counted by the process's clock",
     ),
