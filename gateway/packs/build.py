@@ -32,7 +32,7 @@ from leases.ports import BlobStore
 # Objects of one pack lie in many segments, and in each in another order than in the pack. As long
 # as the entries of this many bytes make ranges of some size, they are gathered in memory; the
 # other way, through a file, costs two more passes over the disk. Both numbers: benchmark `packs`.
-_WINDOW_BYTES = 24 * 1024 * 1024
+_WINDOW_BYTES = 8 * 1024 * 1024
 _RANGE_BYTES_MIN = 64 * 1024
 _WRITTEN_BYTES = 1024 * 1024
 
