@@ -28,6 +28,7 @@ T = TypeVar("T")
 _INLINE_BYTES = 64 * 1024
 _FLUSH_BYTES = 1024 * 1024
 _CHUNK_BYTES = 4 * 1024 * 1024
+_WINDOW_LOG = 23  # 8 MiB, held on both sides.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -200,6 +201,16 @@ def _write_at(file: int, data: bytes | bytearray | memoryview, position: int) ->
         left, position = left[count:], position + count
 
 
+def _compressor(level: int) -> zstandard.ZstdCompressionObj:
+    """Successive manifests repeat each other at distances that only long matches reach: a seventh
+    smaller, at little cost. Every reader takes this window (its default bound is 128 MiB).
+    """
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level, enable_ldm=True, window_log=_WINDOW_LOG
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+
+
 class PackWriter:
     """Writes a pack into a spool: joins small parts, compresses by wish, hashes what is stored."""
 
@@ -207,9 +218,7 @@ class PackWriter:
         self.spool = spool
         self.bytes_in = 0
         self._hash = hashlib.sha256()
-        self._compressor = (
-            zstandard.ZstdCompressor(level=zstd_level).compressobj() if encoding == "zstd" else None
-        )
+        self._compressor = _compressor(zstd_level) if encoding == "zstd" else None
         self._parts: list[bytes | memoryview] = []
         self._parts_bytes = 0
 
