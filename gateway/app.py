@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from gateway.middleware import BodyLimit, RequestContext
+from gateway.rate_limit import RateLimit
 from gateway.routes.access import Access
 from gateway.routes.blobs import blob_routes
 from gateway.routes.fetch import fetch_routes
@@ -49,11 +50,15 @@ def create_app(settings: Settings) -> Starlette:
                 metrics=service.metrics,
                 routes={route.endpoint: route.path for route in routes},
             ),
+            *_rate_limit(service),
             Middleware(
                 BodyLimit,
                 bytes_max=max(settings.wire.body_bytes_max, settings.wire.ids_body_bytes_max),
                 bytes_together_max=settings.bodies_bytes_max,
                 seconds_max=settings.body_timeout_seconds,
+                slow_seconds=settings.slow_seconds,
+                slow_bytes_per_second=settings.slow_bytes_per_second,
+                observer=service.metrics,
             ),
         ],
         # Every error is answered by RequestContext, in one shape.
@@ -84,6 +89,21 @@ def routes_of(service: Service) -> list[Route]:
         *push_routes(access, service),
         *names_routes(access, service),
     ]
+
+
+def _rate_limit(service: Service) -> list[Middleware]:
+    settings = service.settings
+    if not (settings.token_requests_per_second or settings.address_requests_per_second):
+        return []
+    limit = Middleware(
+        RateLimit,
+        token_per_second=settings.token_requests_per_second,
+        address_per_second=settings.address_requests_per_second,
+        burst_seconds=settings.requests_burst_seconds,
+        clock=service.clock,
+        observer=service.metrics,
+    )
+    return [limit]
 
 
 def _own_blobs(service: Service) -> list[Route]:

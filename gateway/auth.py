@@ -157,7 +157,9 @@ class Tokens:
         scheme, _, secret = headers[0].strip().partition(" ")
         if len(headers) > 1 or scheme.lower() != "bearer":
             raise Unauthorized(_REFUSED)
-        return await self.verify(secret.strip())
+        principal = await self.verify(secret.strip())
+        connection.state.token_id = principal.token_id  # The rate limit trusts it from now on.
+        return principal
 
     async def verify(self, secret: str) -> Principal:
         """The principal of a token.

@@ -225,6 +225,16 @@ class Metrics:
         self._answer_bytes = self._counter(
             "mpack_answer_bytes", "Bytes of answers' bodies.", ["route"]
         )
+        self._rate_limited = self._counter(
+            "mpack_requests_limited", "Requests refused because there were too many.", ["by"]
+        )
+        for by in ("token", "address"):
+            self._rate_limited.labels(by)
+        self._shed = self._counter(
+            "mpack_slow_clients", "Clients cut off because they were too slow.", ["stage"]
+        )
+        for stage in ("head", "body", "answer"):
+            self._shed.labels(stage)
         self.event_streams = self._gauge("mpack_event_streams", "Open streams of events.")
 
     def request_done(
@@ -234,6 +244,14 @@ class Metrics:
         method = method if method in _METHODS else "other"
         self._requests.labels(method, route, f"{status // 100}xx").observe(seconds)
         self._answer_bytes.labels(route).inc(answer_bytes)
+
+    def rate_limited(self, by: str) -> None:
+        """A request was one too many for its token or its address."""
+        self._rate_limited.labels(by).inc()
+
+    def client_shed(self, stage: str) -> None:
+        """A client was too slow with its head, its body, or to read its answer."""
+        self._shed.labels(stage).inc()
 
     def stream_done(self, *, route: str, answer_bytes: int) -> None:
         """An event stream has ended; how long it stood is nobody's latency."""

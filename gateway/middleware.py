@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import BodyTooSlow, MethodNotAllowed, TooLarge, answer_for
 from gateway.metrics import Metrics
+from gateway.slow_clients import BodyPace, ShedObserver
 from gateway.wire.render import render
 from leases.errors import Failure, InvalidRequest, NotFound, Unavailable
 from leases.ids import new_token
@@ -26,6 +27,7 @@ from leases.ports import Clock
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z", re.ASCII)
 _DRAIN_BYTES_MAX = 64 * 1024 * 1024  # A refused body is read on for so long ...
 _DRAIN_SECONDS_MAX = 5.0  # ... so that the sender gets to read why.
+_DRAIN_SLOW_SECONDS_MAX = 1.0  # A slow sender has little on its way.
 _HUNG_UP = 499  # For the log alone: there was nobody left to answer.
 _QUIET_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 EVENT_STREAM = "text/event-stream"
@@ -127,19 +129,55 @@ class BodyLimit:
     """Bounds what bodies may take: bytes each, bytes together, and time."""
 
     def __init__(
-        self, app: ASGIApp, *, bytes_max: int, bytes_together_max: int, seconds_max: float
+        self,
+        app: ASGIApp,
+        *,
+        bytes_max: int,
+        bytes_together_max: int,
+        seconds_max: float,
+        slow_seconds: float,
+        slow_bytes_per_second: int,
+        observer: ShedObserver,
     ) -> None:
         self._app = app
         self._bytes_max = bytes_max
         self._bytes_together_max = bytes_together_max
         self._seconds_max = seconds_max
+        self._slow_seconds = slow_seconds
+        self._slow_bytes_per_second = slow_bytes_per_second
+        self._observer = observer
         self._bytes_together = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # The one PUT there is (routes/blobs.py) holds no body in memory, and has bounds of its own.
-        if scope["type"] != "http" or scope["method"] == "PUT":
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        try:
+            paced = self._paced(receive)
+            # The one PUT there is (routes/blobs.py) holds no body in memory, and bounds its bytes.
+            if scope["method"] == "PUT":
+                await self._app(scope, paced, send)
+            else:
+                await self._bounded(scope, paced, send)
+        except BodyTooSlow:
+            self._observer.client_shed("body")
+            raise
+
+    def _paced(self, receive: Receive) -> Receive:
+        pace = BodyPace(seconds=self._slow_seconds, bytes_per_second=self._slow_bytes_per_second)
+        complete = False
+
+        async def paced() -> Message:
+            nonlocal complete
+            if complete:  # Waiting for the caller to hang up is no slow body.
+                return await receive()
+            message = await pace.next(receive)
+            complete = not message.get("more_body", False)
+            return message
+
+        return paced
+
+    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and int(declared) > self._bytes_max:
             raise self._too_large()
@@ -150,7 +188,7 @@ class BodyLimit:
 
         async def limited() -> Message:
             nonlocal held, complete
-            if complete:  # Waiting for the caller to hang up is no slow body.
+            if complete:
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -200,8 +238,9 @@ async def _answer_and_drain(
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": bytes(body), "more_body": True})
     left = _DRAIN_BYTES_MAX
+    seconds = _DRAIN_SLOW_SECONDS_MAX if status == 408 else _DRAIN_SECONDS_MAX
     try:
-        async with asyncio.timeout(_DRAIN_SECONDS_MAX):
+        async with asyncio.timeout(seconds):
             while left > 0:
                 message = await request.receive()
                 left -= len(message.get("body", b""))

@@ -45,6 +45,12 @@ class Settings:
     new_repo_visibility: Literal["public", "private"] = "public"
     body_timeout_seconds: float = 60
     bodies_bytes_max: int = 512 * MIB
+    slow_seconds: float = 5
+    slow_bytes_per_second: int = 1024
+    token_requests_per_second: float = 0
+    address_requests_per_second: float = 0
+    requests_burst_seconds: float = 10
+    forwarded_allow_ips: str | None = None
     shutdown_timeout_seconds: int = 10
     drain_seconds: float = 0
     event_streams_max: int = 20
@@ -98,12 +104,12 @@ class Settings:
     def _wrong_numbers(self) -> Iterator[str]:
         if not 0 <= self.port <= 65_535:
             yield "port must lie between 0 and 65535."
-        if not self.drain_seconds >= 0:
-            yield "drain_seconds must not be negative."
+        for name in _MAY_BE_ZERO - {"port"}:
+            if not getattr(self, name) >= 0:
+                yield f"{name} must not be negative."
         for item in named_fields(type(self)):
             is_number = item.group is None and item.type in (int, float)
-            may_be_zero = item.name in ("port", "drain_seconds")
-            if is_number and not may_be_zero and not getattr(self, item.name) > 0:
+            if is_number and item.name not in _MAY_BE_ZERO and not getattr(self, item.name) > 0:
                 yield f"{item.name} must be above zero."
 
     def redacted(self) -> dict[str, Any]:
@@ -115,6 +121,9 @@ class Settings:
         return shown
 
 
+_MAY_BE_ZERO = frozenset(
+    {"port", "drain_seconds", "token_requests_per_second", "address_requests_per_second"}
+)
 _DATABASE_SCHEMES = ("postgresql", "postgresql+asyncpg", "postgres")
 
 

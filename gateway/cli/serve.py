@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--port", help="Listen on this port instead of MPACK_PORT.")
 @click.option(
     "--forwarded-allow-ips", metavar="LIST",
-    help="Believe X-Forwarded-* headers from these addresses; by default from none.",
+    help="Believe X-Forwarded-* headers from these instead of MPACK_FORWARDED_ALLOW_IPS.",
 )  # fmt: skip
 @database_url_option
 def serve(
@@ -60,14 +60,20 @@ def make_server(settings: Settings, *, forwarded_allow_ips: str | None = None) -
 
     from gateway.app import create_app
     from gateway.draining import DrainingServer
+    from gateway.slow_clients import shedding_protocol
 
     app = create_app(settings)
+    forwarded_allow_ips = forwarded_allow_ips or settings.forwarded_allow_ips
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=shedding_protocol(
+            slow_seconds=settings.slow_seconds,
+            slow_bytes_per_second=settings.slow_bytes_per_second,
+            observer=app.state.service.metrics,
+        ),
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -21,6 +21,7 @@ from gateway.cli.serve import listening_socket
 from gateway.draining import DrainingServer
 from gateway.service import Service
 from gateway.settings import Settings
+from gateway.slow_clients import shedding_protocol
 from leases.lessor import Caller
 from tests.factories import History
 from tests.secrecy import check
@@ -158,7 +159,12 @@ async def serving(settings: Settings) -> AsyncIterator[LiveGateway]:
     port = listening.getsockname()[1]
     url = settings.public_url or f"http://127.0.0.1:{port}"
     app = create_app(replace(settings, public_url=url))
-    config = uvicorn.Config(app, http="httptools", lifespan="on", log_config=None, access_log=False)
+    protocol = shedding_protocol(
+        slow_seconds=settings.slow_seconds,
+        slow_bytes_per_second=settings.slow_bytes_per_second,
+        observer=app.state.service.metrics,
+    )
+    config = uvicorn.Config(app, http=protocol, lifespan="on", log_config=None, access_log=False)
     server = DrainingServer(config, service=app.state.service)
     started = asyncio.Event()
     startup = server.startup
