@@ -28,6 +28,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z", re.ASCII)
 _DRAIN_BYTES_MAX = 64 * 1024 * 1024  # A refused body is read on for so long ...
 _DRAIN_SECONDS_MAX = 5.0  # ... so that the sender gets to read why.
 _DRAIN_SLOW_SECONDS_MAX = 1.0  # A slow sender has little on its way.
+_LENGTH_DIGITS_MAX = 18
 _HUNG_UP = 499  # For the log alone: there was nobody left to answer.
 _QUIET_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 EVENT_STREAM = "text/event-stream"
@@ -125,6 +126,15 @@ def _request_id(headers: Mapping[str, str]) -> str:
     return given if _REQUEST_ID.match(given) else new_token(8)
 
 
+def declared_bytes(headers: Mapping[str, str]) -> int:
+    """How long the body says that it is; 0 where it does not say, or nothing that can be read."""
+    declared = headers.get("content-length", "")
+    if not declared.isdecimal():
+        return 0
+    # Python refuses to read numbers of thousands of digits; these are all too large.
+    return int(declared) if len(declared) <= _LENGTH_DIGITS_MAX else 2**63
+
+
 class BodyLimit:
     """Bounds what bodies may take: bytes each, bytes together, and time."""
 
@@ -178,8 +188,7 @@ class BodyLimit:
         return paced
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._bytes_max:
+        if declared_bytes(Headers(scope=scope)) > self._bytes_max:
             raise self._too_large()
         held = 0
         loop = asyncio.get_running_loop()

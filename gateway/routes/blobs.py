@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.errors import BodyTooSlow, TooLarge
+from gateway.middleware import declared_bytes
 from gateway.routes.ranged import ranged_response
 from gateway.storage.local import LocalStore
 
@@ -51,8 +52,7 @@ def blob_routes(
             expires=_only(request, "expires"),
             signature=_only(request, "signature"),
         )
-        declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > upload_bytes_max:
+        if declared_bytes(request.headers) > upload_bytes_max:
             raise _too_large(upload_bytes_max)
         try:
             async with asyncio.timeout(upload_seconds_max):

@@ -71,7 +71,7 @@ PARTS = (
     Part(
         name="fuzz",
         about="a million bodies over all routes",
-        command=("tests.fuzz", "--count", "1000000", "--json", "{out}"),
+        command=("tests.fuzz", "--seed", "{seed}", "--count", "1000000", "--json", "{out}"),
         minutes_max=240,
     ),
     Part(
