@@ -76,8 +76,8 @@ def layers_for(bug: Bug) -> list[Layer]:
         command = ("tests.simulation", "--seeds", "1-300")
         layers.append(Layer(name="simulation", command=command, seconds_max=300))
     layers += [
-        _tests("stateful", ["tests/property/test_engine_machine.py"], seconds_max=300),
         _tests("integration", met, seconds_max=600),
+        _tests("stateful", ["tests/property/test_engine_machine.py"], seconds_max=300),
         _tests(
             "crash points",
             ["tests/fault/test_crash_enumerator.py", "tests/fault/test_database_faults.py"],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tests.planted.bugs import BUGS
 from tests.planted.run import Found
 
-_NAMES = ("unit", "property", "simulation", "stateful", "integration", "crash points", "fault")
+_NAMES = ("unit", "property", "simulation", "integration", "stateful", "crash points", "fault")
 _HEAD = """# Planted bugs
 
 Would the tests notice? Each line below is a mistake that somebody could make: one small edit, made
@@ -33,9 +33,12 @@ def page(found: Sequence[Found]) -> str:
     ]
     head = f"| bug | what would happen | {' | '.join(names)} | the first test that fails |"
     caught = sum(one.layer is not None for one in found)
+    later = [bug.name for bug in BUGS if bug.name not in {one.bug for one in found}]
     return (
         _HEAD
-        + f"{caught} of {len(found)} are found.\n\n"
+        + f"{caught} of {len(found)} are found.\n"
+        + (f"Not run yet: {', '.join(later)}.\n" if later else "")
+        + "\n"
         + "\n".join([head, "|---|---|" + ":-:|" * len(names) + "---|", *rows])
         + "\n"
     )
