@@ -57,7 +57,6 @@ _ON_BOTH_STORES = (
     *("test_cli_gc.py", "test_client.py", "test_fetch_routes.py", "test_lease_routes.py"),
     *("::test_leases_of_a_process_killed", "::test_claims_of_a_killed_process"),
     *("::test_a_store_that_is_away", "::test_every_boundary_of[fetch]"),
-    "::test_every_boundary_of[reap]",
 )
 
 

@@ -68,7 +68,8 @@ def _run(part: Part, *, seed: int, results: Path) -> Ended:
         done = subprocess.run(
             [sys.executable, "-m", *command],
             cwd=TOP,
-            env=os.environ | {"HYPOTHESIS_PROFILE": "nightly", "PYTHONPATH": str(TOP)},
+            env=os.environ
+            | {"HYPOTHESIS_PROFILE": "nightly", "PYTHONPATH": str(TOP), "TEST_STORE": part.store},
             timeout=part.minutes_max * 60,
             check=False,
         )

@@ -17,6 +17,7 @@ class Part:
     about: str
     command: Sequence[str]
     minutes_max: int
+    store: str = "local"  # Or "s3": a real server that the part starts.
 
     @property
     def module(self) -> str:
@@ -55,6 +56,16 @@ PARTS = (
             *("--json", "{out}"),
         ),
         minutes_max=60,
+    ),
+    Part(
+        name="crashes-s3",
+        about="the same on a real S3 server",
+        command=(
+            *("tests.fault.crash_pairs", "--count", "100", "--seed", "{seed}"),
+            *("--json", "{out}"),
+        ),
+        minutes_max=60,
+        store="s3",
     ),
     Part(
         name="kills",
