@@ -105,8 +105,8 @@ class _Load:
                 await asyncio.wait_for(self.over.wait(), pause)
 
 
-async def run(gateways: Gateways, *, count: int, seed: int) -> Kills:
-    """The whole run on these gateways."""
+async def run(gateways: Gateways, *, count: int, seed: int, minutes_max: float) -> Kills:
+    """The whole run on these gateways; fewer kills when the time is up before."""
     told, chance, clock = Kills(seed=seed), random.Random(seed), SystemClock()
     began = clock.monotonic()
     async with inside(gateways) as service:
@@ -127,7 +127,7 @@ async def run(gateways: Gateways, *, count: int, seed: int) -> Kills:
             for _ in range(CALLERS):
                 tasks.create_task(load.call())
             try:
-                for _ in range(count):
+                while told.kills < count and clock.monotonic() - began < minutes_max * 60:
                     await clock.sleep(chance.uniform(*_PAUSE_SECONDS))
                     port = chance.choice(ports)
                     await _kill(gateways, replicas, port, settings)
@@ -169,26 +169,27 @@ async def _judge(
     told.overdue_over_bound = row["late"]
 
 
-async def _on_own_servers(count: int, seed: int) -> Kills:
+async def _on_own_servers(count: int, seed: int, minutes_max: float) -> Kills:
     with (
         own_postgres() as server,
         cloned(server) as url,
         tempfile.TemporaryDirectory(prefix="mpg-kills-") as folder,
     ):
         async with gateways_on(url, Path(folder)) as gateways:
-            return await run(gateways, count=count, seed=seed)
+            return await run(gateways, count=count, seed=seed, minutes_max=minutes_max)
 
 
 def main() -> int:
     """Run, tell, keep; 1 when the promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.fault.kills")
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--minutes-max", type=float, default=180.0, help="then judge anyway")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     parser.add_argument("--json", type=Path, help="keep what was found here")
     asked = parser.parse_args()
     print(f"seed {asked.seed}", flush=True)
     try:
-        told = asyncio.run(_on_own_servers(asked.count, asked.seed))
+        told = asyncio.run(_on_own_servers(asked.count, asked.seed, asked.minutes_max))
     finally:
         stop_server()
     kept = json.dumps(asdict(told), indent=1) + "\n"

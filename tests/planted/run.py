@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +66,8 @@ def hunt(bug: Bug, tree: Path) -> Found:
     found, began = Found(bug=bug.name), clock.monotonic()
     with planted(bug, tree):
         for layer in layers_for(bug):
+            if not _paths(layer, tree):
+                continue  # Not built yet: it has no word in this.
             failed = _failed_in(layer, tree)
             if failed is not None:
                 found.layer, found.test = layer.name, failed
@@ -77,11 +79,8 @@ def hunt(bug: Bug, tree: Path) -> Found:
 
 def _failed_in(layer: Layer, tree: Path) -> str | None:
     """The first test of the layer that failed; None when all passed."""
-    paths = [part for part in layer.command if part.startswith("tests/")]
-    there = [part for part in paths if (tree / part).exists()]
-    if paths and not there:
-        return None
-    command = [part for part in layer.command if part not in paths] + there
+    options = [part for part in layer.command if not part.startswith("tests/")]
+    command = options + [part for part in _paths(layer, tree) if part not in options]
     environment = os.environ | {"PYTHONPATH": str(tree), "HYPOTHESIS_PROFILE": "ci"}
     try:
         done = subprocess.run(
@@ -103,6 +102,12 @@ def _failed_in(layer: Layer, tree: Path) -> str | None:
     if done.returncode in _NO_VERDICT and told is None:
         raise RuntimeError(f"{' '.join(command)} could not run:\n{done.stdout[-3000:]}")
     return told.group(1) if told else "(it failed)"
+
+
+def _paths(layer: Layer, tree: Path) -> Sequence[str]:
+    """What of the layer is there; the command itself where it names no file."""
+    paths = [part for part in layer.command if part.startswith("tests/")]
+    return [part for part in paths if (tree / part).exists()] if paths else layer.command
 
 
 def _write(path: Path, text: str) -> None:
