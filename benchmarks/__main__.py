@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks import machine, report
 from benchmarks.appends import APPENDS
+from benchmarks.audit import AUDIT
 from benchmarks.clone import CLONE, CLONE_MANY
 from benchmarks.fetch import FETCH
 from benchmarks.figures import Benchmark
@@ -31,7 +32,7 @@ ALL = {
         *(APPENDS, GRANTS, RECLAIMS, PACKS, PUSH, FETCH, HERD, IDS),
         *(CLONE, CLONE_MANY),
         *(IDLE, LATENESS),
-        *(REPLICAS_LOCAL, REPLICAS_S3, RESTART, OUTAGE),
+        *(REPLICAS_LOCAL, REPLICAS_S3, RESTART, OUTAGE, AUDIT),
     )
 }
 

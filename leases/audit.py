@@ -2,21 +2,24 @@
 
 `verify` believes nothing that the database computed: it recomputes every hash here, checks that
 positions have no holes and that each stream's versions follow each other, and compares the fold
-columns with the log both ways. `rebuild` writes the differences, and nothing else, under the head
-lock, so that claims, grants and indexes stay as they are and the service may go on running.
+columns with the log both ways. What a whole rewrite would leave in order is held against heads that
+were published outside. `rebuild` writes the differences, and nothing else, a part at a time under
+the head lock, so that claims, grants and indexes stay as they are and the service goes on running.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Any, NamedTuple
 
 import asyncpg
 import structlog
-from sqlalchemy import text
 
-from leases.chain import StoredEvent, event_hash, genesis
+from leases.beginning import Beginning, beginning_of
+from leases.chain import link_hash
 from leases.database import Database, rows_touched, translate
 from leases.lessor import LEASE_COLUMNS
 from leases.log import EventLog
@@ -25,43 +28,69 @@ _PAGE = 5000
 _PROBLEMS_MAX = 100
 # A tenth of a second of hashing, in pieces that nobody else has to wait for.
 TAIL_EVENTS = 10_000
-_TAIL_PAGE = 250
+TAIL_PAGE = 250
+# Reads the whole log; at a hundred million events that takes its time.
+_WHOLE_SECONDS_MAX = 3600.0
+# The head is locked for about a third of a second at a time.
+_REBUILD_ROWS = 10_000
 _FOLD = f"{LEASE_COLUMNS}, last_position"
 _FOLD_NAMES = [name.strip() for name in _FOLD.split(",")]
 
+# For a few statements that read everything once; a third of a million leases fit into it.
+_ROOM = "SET LOCAL work_mem = '256MB'; SET LOCAL jit = off; SET LOCAL lock_timeout = '10s'"
 # One snapshot for both sides, so that running appends do not look like differences.
+_COMPARED = f"""
+FROM (SELECT {_FOLD} FROM mpack_leases) AS l
+FULL JOIN mpack_leases_fold AS f ON f.mpack_id = l.mpack_id
+WHERE ({", ".join("l." + n for n in _FOLD_NAMES)})
+      IS DISTINCT FROM ({", ".join("f." + n for n in _FOLD_NAMES)})
+"""
 _DIFFERENCES = f"""
 SELECT COALESCE(l.mpack_id, f.mpack_id) AS mpack_id,
        CASE WHEN l.mpack_id IS NULL THEN 'is missing from the table'
             WHEN f.mpack_id IS NULL THEN 'is not in the log'
             ELSE 'differs from the log' END AS what
-FROM (SELECT {_FOLD} FROM mpack_leases) AS l
-FULL JOIN mpack_leases_fold AS f ON f.mpack_id = l.mpack_id
-WHERE (l.*) IS DISTINCT FROM (f.*)
-LIMIT {_PROBLEMS_MAX}
+{_COMPARED} LIMIT {_PROBLEMS_MAX}
 """
+# Within a partition no version is there twice, so as many as from the least to the greatest are
+# all of them. A stream that began in the archive may begin with any here.
 _STREAMS = f"""
 SELECT COALESCE(e.stream, s.stream) AS stream
-FROM (SELECT stream, max(version) AS version, max(position) AS last_position,
-             bool_and(version = turn) AS in_turn
-      FROM (SELECT stream, version, position,
-                   row_number() OVER (PARTITION BY stream ORDER BY position) AS turn
-            FROM events) AS numbered
-      GROUP BY stream) AS e
+FROM (SELECT stream, min(version) AS first, max(version) AS version, count(*) AS events,
+             max(position) AS last_position
+      FROM events GROUP BY stream) AS e
 FULL JOIN event_streams AS s ON s.stream = e.stream
-WHERE e.in_turn IS DISTINCT FROM true
-   OR (e.version, e.last_position) IS DISTINCT FROM (s.version, s.last_position)
+WHERE (e.stream IS NULL AND s.last_position > $1)
+   OR (e.stream IS NOT NULL AND (
+       e.events <> e.version - e.first + 1 OR (e.first <> 1 AND $1 = 0)
+       OR (e.version, e.last_position) IS DISTINCT FROM (s.version, s.last_position)))
 LIMIT {_PROBLEMS_MAX}
 """
 _BEYOND = """
 SELECT h.position, l.position AS last FROM event_head AS h,
        (SELECT max(position) AS position FROM events) AS l WHERE l.position > h.position
 """
-_SHADOW = """
-CREATE TEMPORARY TABLE shadow ON COMMIT DROP AS SELECT * FROM mpack_leases_fold
+_HASH_AT = "SELECT hash FROM events WHERE position = $1"
+
+# What is wrong, as the log has it; `turn` parts it. Rows of no lease in the log are `unknown`.
+_WRONG = f"""
+CREATE TEMPORARY TABLE wrong AS
+SELECT (row_number() OVER () - 1) / {_REBUILD_ROWS} AS turn, f.mpack_id IS NULL AS unknown,
+       COALESCE(l.mpack_id, f.mpack_id) AS row_id, f.* {_COMPARED}
+"""
+_TURNS = "SELECT DISTINCT turn FROM wrong ORDER BY turn"
+_LOCK_HEAD = "SELECT FROM event_head WHERE id = 1 FOR UPDATE"
+_MOVED = """
+DELETE FROM wrong AS w USING event_streams AS s
+WHERE w.turn = $1 AND s.stream = w.stream AND s.version <> w.version RETURNING w.stream
+"""
+_FOLD_AGAIN = """
+INSERT INTO wrong SELECT $1, false, f.mpack_id, f.* FROM mpack_leases_fold AS f
+WHERE f.stream = ANY ($2::text[])
 """
 _MERGE = f"""
-MERGE INTO mpack_leases AS l USING shadow AS f ON l.mpack_id = f.mpack_id
+MERGE INTO mpack_leases AS l USING (SELECT * FROM wrong WHERE turn = $1 AND NOT unknown) AS f
+ON l.mpack_id = f.mpack_id
 WHEN MATCHED AND ({", ".join("l." + n for n in _FOLD_NAMES)})
      IS DISTINCT FROM ({", ".join("f." + n for n in _FOLD_NAMES)}) THEN
     UPDATE SET {", ".join(f"{n} = f.{n}" for n in _FOLD_NAMES if n != "mpack_id")}
@@ -69,8 +98,9 @@ WHEN NOT MATCHED THEN
     INSERT ({_FOLD}) VALUES ({", ".join("f." + n for n in _FOLD_NAMES)})
 """
 _DROP_UNKNOWN = """
-DELETE FROM mpack_leases AS l WHERE NOT EXISTS (
-    SELECT FROM shadow AS f WHERE f.mpack_id = l.mpack_id)
+DELETE FROM mpack_leases AS l USING wrong AS w
+WHERE w.turn = $1 AND w.unknown AND w.row_id = l.mpack_id AND NOT EXISTS (
+    SELECT FROM events AS e WHERE e.stream = 'lease/' || l.mpack_id AND e.version = 1)
 """
 
 _log = structlog.get_logger(__name__)
@@ -80,14 +110,27 @@ def _quietly(_events: int) -> None:
     """Nobody wants to know how far it is."""
 
 
+class Published(NamedTuple):
+    """A head that was told to somebody outside of the database, and to whom."""
+
+    position: int
+    hash: str
+    where: str = ""
+
+
 @dataclass(slots=True, kw_only=True)
 class Verdict:
-    """What was checked and what was wrong; ok when `problems` is empty."""
+    """What was checked and what was wrong; ok when `problems` is empty.
+
+    `notes` say what could not be checked here, and where it can.
+    """
 
     events: int = 0
     head_position: int = 0
     head_hash: str = ""
+    archived_position: int = 0
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -100,6 +143,40 @@ class Verdict:
             self.problems.append(problem)
 
 
+@dataclass(slots=True)
+class _Chain:
+    """How far the chain has been followed."""
+
+    verdict: Verdict
+    position: int
+    hash: bytes
+    moment: int = 0
+
+    def follow(self, links: Iterable[asyncpg.Record]) -> None:
+        """Each link from the one in front of it; hashes go on from what is stated."""
+        for link in links:
+            position, event_id, stream, version, type_, form = link[:6]
+            data, data_sha, actor, request_id, moment, stated = link[6:]
+            if position != self.position + 1:
+                self.verdict.complain(
+                    f"event {position} follows {self.position}: events are missing"
+                )
+            own_sha = sha256(data.encode()).digest()
+            if own_sha != data_sha:
+                self.verdict.complain(f"event {position}: its data is not what was recorded")
+            fields = (position, event_id, stream, version, type_, form, own_sha, actor)
+            if link_hash(self.hash, (*fields, request_id, moment)) != stated:
+                self.verdict.complain(
+                    f"event {position}: its hash does not follow from the event before it"
+                )
+            if moment < self.moment:
+                self.verdict.complain(
+                    f"event {position} was recorded before the event in front of it"
+                )
+            self.position, self.hash, self.moment = position, stated, moment
+            self.verdict.events += 1
+
+
 class Auditor:
     """Verifies and rebuilds."""
 
@@ -107,82 +184,131 @@ class Auditor:
         self._database = database
         self._event_log = log
 
-    async def verify(self, *, tell: Callable[[int], None] = _quietly) -> Verdict:
+    async def verify(
+        self, *, tell: Callable[[int], None] = _quietly, published: Sequence[Published] = ()
+    ) -> Verdict:
         """Check the whole log up to its present head, then the table against it.
 
-        `tell` hears now and then how many events have been checked.
+        `tell` hears now and then how many events have been checked; the log must have every
+        event of `published`.
         """
         head = await self._event_log.head()
-        verdict = await self._check_events(head, last=None, page=_PAGE, tell=tell)
-        await self._check_table(verdict)
+        begin = await beginning_of(self._database)
+        verdict = await self._check_events(head, begin, page=_PAGE, tell=tell)
+        verdict.archived_position = begin.position
+        await self._check_table(verdict, begin)
+        await self._check_published(verdict, begin, published)
         return verdict
 
-    async def verify_tail(self, count: int = TAIL_EVENTS) -> Verdict:
+    async def verify_tail(
+        self,
+        count: int = TAIL_EVENTS,
+        *,
+        page: int = TAIL_PAGE,
+        published: Sequence[Published] = (),
+    ) -> Verdict:
         """Check the newest events alone: what a service can afford every few minutes."""
         head = await self._event_log.head()
+        begin = await beginning_of(self._database)
         before = head["position"] - count
-        if before <= 0:
-            return await self._check_events(head, last=None, page=_TAIL_PAGE)
-        found = await self._event_log.read(after=before - 1, limit=1)
-        if not found or found[0].position != before:
-            verdict = Verdict(head_position=head["position"], head_hash=head["hash"].hex())
-            verdict.complain(f"event {before} is missing")
-            return verdict
-        return await self._check_events(head, last=found[0], page=_TAIL_PAGE)
+        start = begin
+        if before > begin.position:
+            row = await self._database.fetchrow(_HASH_AT, before)
+            if row is None:
+                verdict = Verdict(head_position=head["position"], head_hash=head["hash"].hex())
+                verdict.complain(f"event {before} is missing")
+                return verdict
+            start = Beginning(position=before, hash=row["hash"])
+        verdict = await self._check_events(head, start, page=page)
+        verdict.archived_position = begin.position
+        await self._check_published(verdict, begin, published)
+        return verdict
 
     async def _check_events(
         self,
         head: asyncpg.Record,
+        start: Beginning,
         *,
-        last: StoredEvent | None,
         page: int,
         tell: Callable[[int], None] = _quietly,
     ) -> Verdict:
-        """Every event behind `last` (None: from the first one on), up to the head."""
+        """Every event behind `start`, up to the head. A page is read while one is hashed."""
         verdict = Verdict(head_position=head["position"], head_hash=head["hash"].hex())
-        previous = last.hash if last else genesis(head["log_id"])
-        while (after := last.position if last else 0) < head["position"]:
-            events = await self._event_log.read(after=after, limit=page)
-            events = [event for event in events if event.position <= head["position"]]
-            for event in events:
-                _check(event, last, previous, verdict)
-                previous, last = event.hash, event
-                verdict.events += 1
-            if not events:
-                break
+        chain = _Chain(verdict, start.position, start.hash)
+
+        async def read(after: int) -> list[asyncpg.Record]:
+            return await self._event_log.links(after=after, until=head["position"], limit=page)
+
+        links = await read(chain.position)
+        while links:
+            async with asyncio.TaskGroup() as tasks:
+                ahead = tasks.create_task(read(links[-1]["position"]))
+                await asyncio.to_thread(chain.follow, links)
             tell(verdict.events)
-        if after != head["position"]:
-            verdict.complain(f"the log's rows end at {after}, its head says {head['position']}")
-        elif previous != head["hash"]:
+            links = ahead.result()
+        if chain.position != head["position"]:
+            verdict.complain(
+                f"the log's rows end at {chain.position}, its head says {head['position']}"
+            )
+        elif chain.hash != head["hash"]:
             verdict.complain("the head's hash is not the last event's")
         return verdict
 
-    async def _check_table(self, verdict: Verdict) -> None:
-        for row in await self._database.fetch(_BEYOND):
+    async def _check_table(self, verdict: Verdict, begin: Beginning) -> None:
+        for row in await self._whole(_BEYOND):
             verdict.complain(
                 f"the log's rows end at {row['last']}, its head says {row['position']}"
             )
-        for row in await self._database.fetch(_STREAMS):
+        for row in await self._whole(_STREAMS, begin.position):
             verdict.complain(f"stream {row['stream']}: its versions are out of turn")
-        for row in await self._database.fetch(_DIFFERENCES):
+        for row in await self._whole(_DIFFERENCES):
             verdict.complain(f"lease {row['mpack_id']} {row['what']}")
+
+    async def _whole(self, sql: str, *args: Any) -> list[asyncpg.Record]:
+        """A statement that reads everything: longer than any other may take."""
+        async with (
+            self._database.driver() as driver,
+            asyncio.timeout(_WHOLE_SECONDS_MAX),
+            driver.transaction(readonly=True),
+        ):
+            await driver.execute(_ROOM)
+            return await driver.fetch(sql, *args)
+
+    async def _check_published(
+        self, verdict: Verdict, begin: Beginning, published: Sequence[Published]
+    ) -> None:
+        for position, stated, where in published:
+            told = f"event {position} was published{where}"
+            if position > verdict.head_position:
+                verdict.complain(
+                    f"the log ends at {verdict.head_position}, but {told}: its end was cut off"
+                )
+                continue
+            row = await self._database.fetchrow(_HASH_AT, position)
+            known = row["hash"] if row else begin.hash if position == begin.position else None
+            if known is None and position < begin.position:
+                verdict.notes.append(f"{told}, and is archived: deploy/verify_export.py proves it")
+            elif known is None or known.hex() != stated:
+                verdict.complain(f"{told} with another hash: the log was rewritten")
 
     async def rebuild(self) -> int:
         """Write into the lease table what the log says; answers how many rows were wrong.
 
-        Errors: DatabaseUnavailable; the table is then as it was.
+        Needs the owner's rights, and a connection of its own (no transaction pooler). Killed in
+        between, the next one does the rest.
+        Errors: DatabaseUnavailable.
         """
+        changed = 0
         try:
-            async with self._database.engine.begin() as connection:
-                await connection.execute(text("SET LOCAL lock_timeout = '10s'"))
-                # Nobody appends from here to the commit, so the shadow is the whole truth.
-                await connection.execute(text("SELECT FROM event_head WHERE id = 1 FOR UPDATE"))
-                await connection.execute(text(_SHADOW))
-                # SQLAlchemy does not count what a MERGE touched; the driver does.
-                driver = (await connection.get_raw_connection()).driver_connection
-                assert driver is not None
-                changed = rows_touched(await driver.execute(_MERGE))
-                changed += rows_touched(await driver.execute(_DROP_UNKNOWN))
+            async with self._database.driver() as driver, asyncio.timeout(_WHOLE_SECONDS_MAX):
+                async with driver.transaction():
+                    await driver.execute(_ROOM)
+                    await driver.execute(_WRONG)
+                try:
+                    for row in await driver.fetch(_TURNS):
+                        changed += await _mend(driver, row["turn"])
+                finally:
+                    await driver.execute("DROP TABLE wrong")
         except Exception as error:
             if (failure := translate(error)) is not None:
                 raise failure from error
@@ -191,14 +317,13 @@ class Auditor:
         return changed
 
 
-def _check(event: StoredEvent, last: StoredEvent | None, previous: bytes, verdict: Verdict) -> None:
-    """One event against the one in front of it."""
-    place = f"event {event.position}"
-    if event.position != (last.position if last else 0) + 1:
-        verdict.complain(f"{place} follows {last.position if last else 0}: events are missing")
-    if sha256(event.data.encode()).digest() != event.data_sha:
-        verdict.complain(f"{place}: its data is not what was recorded")
-    if event_hash(previous, event) != event.hash:
-        verdict.complain(f"{place}: its hash does not follow from the event before it")
-    if last is not None and event.recorded_at < last.recorded_at:
-        verdict.complain(f"{place} was recorded before the event in front of it")
+async def _mend(driver: asyncpg.Connection[asyncpg.Record], turn: int) -> int:
+    """One part of what is wrong; nobody appends meanwhile, so the fold is the whole truth."""
+    async with driver.transaction():
+        await driver.execute(_ROOM)
+        await driver.execute(_LOCK_HEAD)
+        moved = [row["stream"] for row in await driver.fetch(_MOVED, turn)]
+        if moved:
+            await driver.execute(_FOLD_AGAIN, turn, moved)
+        changed = rows_touched(await driver.execute(_MERGE, turn))
+        return changed + rows_touched(await driver.execute(_DROP_UNKNOWN, turn))

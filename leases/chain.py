@@ -11,12 +11,15 @@ first event's previous hash is sha256 of the log id's 16 bytes.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from uuid import UUID
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LENGTH = struct.Struct(">i").pack
+_NOTHING = _LENGTH(-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,24 +47,28 @@ def genesis(log_id: UUID) -> bytes:
 
 def _field(value: bytes | str | int | None) -> bytes:
     if value is None:
-        return struct.pack(">i", -1)
+        return _NOTHING
     raw = value if isinstance(value, bytes) else str(value).encode()
-    return struct.pack(">i", len(raw)) + raw
+    return _LENGTH(len(raw)) + raw
+
+
+def link_hash(previous: bytes, fields: Iterable[bytes | str | int | None]) -> bytes:
+    """The hash of one link, from its fields in the chain's order, the data as its digest."""
+    return sha256(b"".join((previous, *map(_field, fields)))).digest()
 
 
 def event_hash(previous: bytes, event: StoredEvent) -> bytes:
     """The hash that `event` must carry when it follows `previous`."""
-    microseconds = (event.recorded_at - _EPOCH) // timedelta(microseconds=1)
-    return sha256(
-        previous
-        + _field(event.position)
-        + _field(event.event_id.bytes)
-        + _field(event.stream)
-        + _field(event.version)
-        + _field(event.type)
-        + _field(event.schema_version)
-        + _field(sha256(event.data.encode()).digest())
-        + _field(event.actor)
-        + _field(event.request_id)
-        + _field(microseconds)
-    ).digest()
+    fields = (
+        event.position,
+        event.event_id.bytes,
+        event.stream,
+        event.version,
+        event.type,
+        event.schema_version,
+        sha256(event.data.encode()).digest(),
+        event.actor,
+        event.request_id,
+        (event.recorded_at - _EPOCH) // timedelta(microseconds=1),
+    )
+    return link_hash(previous, fields)

@@ -41,6 +41,13 @@ _COLUMNS = (
     "position, event_id, stream, version, type, schema_version, data, data_sha, actor, request_id,"
     " recorded_at, hash"
 )
+# What the chain is computed from, in its order, and what it is compared with.
+_LINKS = """
+SELECT position, uuid_send(event_id) AS event_id, stream, version, type, schema_version, data,
+       data_sha, actor, request_id, (extract(epoch FROM recorded_at) * 1000000)::bigint AS moment,
+       hash
+FROM events WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3
+"""
 _PARAMETERS = (
     ("groups", "int[]"),
     ("streams", "text[]"),
@@ -360,6 +367,10 @@ class EventLog:
             limit,
         )
         return [stored(row) for row in rows]
+
+    async def links(self, *, after: int, until: int, limit: int) -> list[asyncpg.Record]:
+        """The same with `event_id` as bytes and `moment` in epoch microseconds, for the chain."""
+        return await self._database.fetch(_LINKS, after, until, limit)
 
     async def read_stream(
         self, stream: str, *, after_version: int = 0, limit: int = 1000

@@ -20,6 +20,7 @@ from typing import Any
 import asyncpg
 import structlog
 
+from leases.beginning import beginning_of
 from leases.database import Database
 from leases.errors import BlobMissing
 from leases.lessor import Caller
@@ -162,9 +163,17 @@ class Owner:
                 f"the log ends at {head['position']}, but {mark.position} was published:"
                 " its newest events are lost"
             )
-        if mark.position and await self._hash_at(mark.position) != mark.hash:
+        begin = await beginning_of(self._database)
+        # What was archived since the mark was written is proven by the archive.
+        if mark.position > begin.position and await self._hash_at(mark.position) != mark.hash:
             return f"the log's event {mark.position} is not the one that was published"
         return None
+
+    async def mark(self) -> Mark | None:
+        """What the store says; None where it says nothing. Errors: the store's."""
+        if not isinstance(self._store, ListsBlobs):
+            return None
+        return await self._read()
 
     async def _read(self) -> Mark | None:
         try:

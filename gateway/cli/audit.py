@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -25,21 +27,51 @@ def audit() -> None:
     """Check the log and the lease table, and report."""
 
 
+class _Head(click.ParamType[tuple[int, str]]):
+    """POSITION:HASH, as `audit verify` and the log line `log_head_published` tell it."""
+
+    name = "head"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, str]:
+        match = re.fullmatch(r"([0-9]{1,18}):([0-9a-f]{64})", value, re.ASCII)
+        if match is None:
+            self.fail("a position, a colon and 64 hex digits", param, ctx)
+        return int(match[1]), match[2]
+
+
 @audit.command()
+@click.option("--newest", type=click.IntRange(min=1), metavar="NUMBER",
+              help="Only the chain of so many events at the log's end; not the table.")  # fmt: skip
+@click.option("--head", "heads", type=_Head(), multiple=True, metavar="POSITION:HASH",
+              help="An event that was published; may be given again.")  # fmt: skip
+@click.option("--no-store", is_flag=True, help="Ask the store for nothing.")
 @database_url_option
 @json_option
-def verify(database_url: str | None, *, as_json: bool) -> None:
-    """Recompute the hash chain, and compare the table with the fold of the log."""
+def verify(
+    *,
+    newest: int | None,
+    heads: tuple[tuple[int, str], ...],
+    no_store: bool,
+    database_url: str | None,
+    as_json: bool,
+) -> None:
+    """Recompute the hash chain, compare the table with the fold of the log and with the store.
+
+    The log must have the event that was published in the store, and those that --head names.
+    """
     settings = settings_of(database_url)
     quiet_logs(settings)
-    verdict = run(_verify(settings))
+    verdict = run(_verify(settings, heads, newest=newest, with_store=not no_store))
     if as_json:
         print_json(verdict)
     else:
-        problems = verdict.pop("problems")
+        problems, notes = verdict.pop("problems"), verdict.pop("notes")
         print_pairs(verdict)
-        for problem in problems:
-            click.echo(f"problem  {problem}")
+        for name, lines in (("problem", problems), ("note", notes)):
+            for line in lines:
+                click.echo(f"{name:<8} {line}")
     if not verdict["ok"]:
         raise SystemExit(Exit.FAILED)
 
@@ -105,13 +137,33 @@ def _print_report(found: Report) -> None:
     click.echo(found.in_words())
 
 
-async def _verify(settings: Settings) -> dict[str, Any]:
+async def _verify(
+    settings: Settings,
+    heads: Sequence[tuple[int, str]],
+    *,
+    newest: int | None,
+    with_store: bool,
+) -> dict[str, Any]:
     from gateway.cli.opened import opened_service
+    from leases.audit import Published, Verdict
+    from leases.outside import check_store, published_in_store
 
     async with opened_service(settings) as service:
-        head = await service.engine.log.head()
-        with progress("verified", head["position"]) as tell:
-            verdict = await service.engine.auditor.verify(tell=tell)
+        engine, store = service.engine, Verdict()
+        # The mark first: a head that was read before it would look like a log cut short.
+        mark = await engine.owner.mark() if with_store else None
+        published = [Published(*head) for head in heads]
+        published += published_in_store(mark, log_id=engine.log_id, verdict=store)
+        if newest is None:
+            total = (await engine.log.head())["position"]
+            with progress("verified", total) as tell:
+                verdict = await engine.auditor.verify(tell=tell, published=published)
+            if with_store and store.ok:
+                await check_store(engine.reconciler, store)
+        else:
+            verdict = await engine.auditor.verify_tail(newest, published=published)
+    verdict.problems += store.problems
+    verdict.notes += store.notes
     return {"ok": verdict.ok} | asdict(verdict)
 
 

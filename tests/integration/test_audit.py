@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
+from leases.audit import Published, Verdict
+from leases.chain import event_hash, genesis
+from leases.clock import SystemClock
 from leases.database import Database
 from leases.engine import LeaseEngine
+from leases.ids import new_mpack_id
+from leases.log import EventLog
 from leases.model import Trigger
+from leases.outside import check_store, published_in_store
+from leases.owner import Mark
 from tests.fakes import ListingStore
+from tests.integration.commands import Commands
 from tests.invariants import check_invariants
 from tests.leasing import another_database, due, engine_on, granted, granted_many, note, work_of
 
@@ -157,6 +166,137 @@ async def test_tampering_is_named(engine: LeaseEngine, name: str) -> None:
     await as_owner(engine.database, statement)
     problems = (await engine.auditor.verify()).problems
     assert any(told in problem for problem in problems), problems
+
+
+SHIFTED = """UPDATE events SET position = 1000 + position WHERE position >= 3;
+UPDATE events SET position = position - 999 WHERE position > 1000;
+INSERT INTO events SELECT 3, gen_random_uuid(), 'repo/x', 1, 'repo.noted', 1, data, data_sha,
+actor, NULL, recorded_at, hash FROM events WHERE position = 2;
+INSERT INTO event_streams VALUES ('repo/x', 1, 3);
+UPDATE event_streams SET last_position = last_position + 1 WHERE last_position >= 3
+AND stream <> 'repo/x'; UPDATE event_head SET position = 8"""
+SWAPPED = """UPDATE events SET position = 1000 + position WHERE position IN (3, 4);
+UPDATE events SET position = 1007 - position WHERE position > 1000"""
+
+
+@pytest.mark.parametrize(
+    "statements, told",
+    [
+        (SHIFTED, ["event 3: its hash does not follow", "event 4: its hash does not follow"]),
+        (SWAPPED, ["event 3: its hash does not follow", "event 4: its hash does not follow"]),
+    ],
+    ids=["inserted", "swapped"],
+)
+async def test_an_event_in_another_place_is_named(
+    engine: LeaseEngine, statements: str, told: list[str]
+) -> None:
+    await as_owner(engine.database, statements)
+    problems = (await engine.auditor.verify()).problems
+    for words in told:
+        assert any(words in problem for problem in problems), problems
+
+
+async def rewritten(database: Database, *, actor: str) -> None:
+    """As somebody with the owner's rights who knows how the chain is made."""
+    log = EventLog(database, SystemClock())
+    head = await log.head()
+    previous, statements = genesis(head["log_id"]), []
+    for recorded in await log.read(after=0, limit=1000):
+        event = replace(recorded, actor=actor)
+        previous = event_hash(previous, event)
+        statements.append(
+            f"UPDATE events SET actor = '{actor}', hash = '\\x{previous.hex()}'"
+            f" WHERE position = {event.position}"
+        )
+    statements.append(f"UPDATE event_head SET hash = '\\x{previous.hex()}'")
+    await as_owner(database, *statements)
+
+
+async def published(engine: LeaseEngine) -> list[Published]:
+    """What the store's mark says."""
+    return published_in_store(await engine.owner.mark(), log_id=engine.log_id, verdict=Verdict())
+
+
+async def test_a_log_that_was_rewritten_as_a_whole_is_not_the_published_one(
+    engine: LeaseEngine,
+) -> None:
+    """All by itself it is in order, and so is the table: only what stands outside can tell."""
+    await engine.owner.check()
+    heads = await published(engine)
+    assert [head.position for head in heads] == [7]
+    await rewritten(engine.database, actor="somebody")
+    assert (await engine.auditor.verify()).problems == []
+    told = ["event 7 was published in the store with another hash: the log was rewritten"]
+    assert (await engine.auditor.verify(published=heads)).problems == told
+    assert (await engine.auditor.verify_tail(2, published=heads)).problems == told
+    assert (await engine.owner.check()).value == "paused"
+
+
+async def test_a_tail_that_was_cut_off_cleanly_is_missed_by_the_published_head(
+    engine: LeaseEngine,
+) -> None:
+    await engine.owner.check()
+    heads = await published(engine)
+    await as_owner(
+        engine.database,
+        "DELETE FROM events WHERE position = 7",
+        "UPDATE event_head SET position = 6, hash = (SELECT hash FROM events WHERE position = 6)",
+        """UPDATE event_streams AS s SET version = e.version, last_position = e.position
+        FROM (SELECT DISTINCT ON (stream) stream, version, position FROM events
+              ORDER BY stream, version DESC) AS e WHERE e.stream = s.stream""",
+    )
+    await engine.auditor.rebuild()
+    assert (await engine.auditor.verify()).problems == []
+    problems = (await engine.auditor.verify(published=heads)).problems
+    assert problems == [
+        "the log ends at 6, but event 7 was published in the store: its end was cut off"
+    ]
+
+
+async def test_a_mark_of_another_log_is_a_problem(engine: LeaseEngine) -> None:
+    verdict, mark = Verdict(), Mark(log_id="another", position=1, hash="00")
+    assert published_in_store(mark, log_id=engine.log_id, verdict=verdict) == []
+    assert verdict.problems == [f"the store belongs to the log another, this is {engine.log_id}"]
+
+
+async def test_the_store_and_the_table_are_compared(
+    engine: LeaseEngine, store: ListingStore
+) -> None:
+    verdict = Verdict()
+    await check_store(engine.reconciler, verdict)
+    assert (verdict.problems, verdict.notes) == ([], [])
+    gone = await granted(engine, ttl_seconds=60)
+    await store.delete(gone.storage_key)
+    await store.put(f"transient/{engine.log_id}/{new_mpack_id()}", b"x")
+    await store.put("transient/strange", b"x")
+    await check_store(engine.reconciler, verdict)
+    assert verdict.problems == [
+        "blobs in the store without a lease: 1",
+        "the store holds a key that is none of ours: transient/strange",
+        f"the blob of an open lease is gone: {gone.storage_key}",
+    ]
+
+
+def test_the_command_names_what_was_done_and_says_no(commands: Commands) -> None:
+    for _ in range(2):
+        commands.grant(ended=True)
+    commands.run("sweep")
+    told = commands.json("audit", "verify")
+    assert (told["ok"], told["problems"], told["notes"]) == (True, [], [])
+    head = f"{told['head_position']}:{told['head_hash']}"
+    assert commands.json("audit", "verify", "--newest", "3", "--head", head)["events"] == 3
+    assert "cut off" in commands.run("audit", "verify", "--head", f"99:{'0' * 64}", exits=1).stdout
+    assert "rewritten" in commands.run("audit", "verify", "--head", f"2:{'0' * 64}", exits=1).stdout
+    commands.run("audit", "verify", "--head", "2", exits=2)
+    commands.view.write(["transient/strange"], b"x")
+    assert "none of ours" in commands.run("audit", "verify", exits=1).stdout
+    assert commands.json("audit", "verify", "--no-store")["ok"] is True
+    commands.sql_script(
+        "SET session_replication_role = replica; UPDATE events SET data = '{}' WHERE position = 2"
+    )
+    result = commands.run("audit", "verify", "--no-store", exits=1)
+    assert "problem  event 2: its data is not what was recorded" in result.stdout
+    assert commands.json("audit", "verify", "--newest", "2", "--no-store")["ok"] is True
 
 
 async def test_a_long_list_of_problems_is_cut(engine: LeaseEngine) -> None:
