@@ -11,6 +11,8 @@ tell, because whoever can write them can compute hashes, is told by what was kep
 
 --log-id UUID         the log's id (`mpack-gateway stats`): the first event must follow from it
 --after POSITION:HASH the event in front of the first line, for files that begin later
+--manifest FILE       what `mpack-gateway events archive` wrote, with its files beside it; in order,
+                      in front of the other files. May be given again
 --head POSITION:HASH  an event that was published (`mpack-gateway audit verify`, the bucket's
                       `transient/.owner`); the log must have exactly it. May be given again
 
@@ -29,6 +31,7 @@ import sys
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 Published = tuple[int, bytes]  # A position and its hash.
@@ -257,12 +260,58 @@ def verify(verifier: Verifier, files: Sequence[str]) -> None:
     verifier.end()
 
 
+def archived(verifier: Verifier, manifests: Sequence[dict[str, Any]]) -> None:
+    """Take the archives' events; each must be the file that its manifest names."""
+    for told in manifests:
+        name = str(told["folder"] / told["events"]["name"])
+        digest = hashlib.sha256()
+        try:
+            with open(name, "rb") as file:
+                for number, line in enumerate(file, 1):
+                    digest.update(line)
+                    verifier.take(line.decode("utf-8", "replace"), f"{name}:{number}")
+        except OSError as error:
+            raise Unreadable(f"{name}: {error.strerror}") from error
+        if digest.hexdigest() != told["events"]["sha256"]:
+            verifier.complain(f"{name} is not the file that its manifest names")
+        if verifier.last != event_at(told["head"]):
+            verifier.complain(f"{name} does not end with {told['head']}, as its manifest says")
+
+
+def manifest_of(name: str) -> dict[str, Any]:
+    """A manifest, and the folder that it lies in."""
+    try:
+        with open(name, encoding="utf-8") as file:
+            told = json.load(file)
+        event_at(told["after"]), event_at(told["head"]), uuid.UUID(told["log_id"])
+        file_name = Path(told["events"]["name"]).name
+        return dict(told, folder=Path(name).parent, events=dict(told["events"], name=file_name))
+    except OSError as error:
+        raise Unreadable(f"{name}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, argparse.ArgumentTypeError) as error:
+        raise Unreadable(f"{name} is no manifest: {error}") from error
+
+
+def started(told: argparse.Namespace, manifests: Sequence[dict[str, Any]]) -> Verifier:
+    """The verifier, with what the first manifest says of its beginning where nobody else did."""
+    after = told.after
+    if after is None and manifests:
+        first = event_at(manifests[0]["after"])
+        if first[0] or told.log_id is None:
+            after = first
+    verifier = Verifier(told.log_id, after, told.head)
+    for manifest in manifests:
+        if told.log_id is not None and uuid.UUID(manifest["log_id"]) != told.log_id:
+            verifier.complain(f"a manifest belongs to the log {manifest['log_id']}")
+    return verifier
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
     parser = argparse.ArgumentParser(
         description="Prove a log that `mpack-gateway events export` wrote, without anything else."
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="in order; - for standard input")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="in order; - for standard input")
     parser.add_argument(
         "--log-id", type=uuid.UUID, metavar="UUID", help="the first event must follow from this log"
     )
@@ -277,10 +326,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=[],
         help="an event that was published; may be given again",
     )
+    parser.add_argument(
+        "--manifest",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="an archive, in front of the files; may be given again",
+    )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     told = parser.parse_args(arguments)
-    verifier = Verifier(told.log_id, told.after, told.head)
+    if not told.files and not told.manifest:
+        parser.error("name a file, or an archive by --manifest")
     try:
+        manifests = [manifest_of(name) for name in told.manifest]
+        verifier = started(told, manifests)
+        archived(verifier, manifests)
         verify(verifier, told.files)
     except Unreadable as error:
         sys.stderr.write(f"{error}\n")

@@ -22,6 +22,7 @@ import structlog
 
 from gateway.errors import StreamsBusy
 from gateway.lease_listing import EVENT_COLUMNS, event_map
+from leases.beginning import beginning_of
 from leases.database import Database
 from leases.engine import LeaseEngine
 from leases.errors import Corrupt, Failure
@@ -113,6 +114,10 @@ class EventFeed:
         """The head's position now, asked of the database. Errors: DatabaseUnavailable."""
         self._move((await self._engine.log.head())["position"])
         return self.head
+
+    async def beginning(self) -> int:
+        """The last position that was archived; 0: none. Errors: DatabaseUnavailable."""
+        return (await beginning_of(self._database)).position
 
     async def moved(self, after: int, *, seconds: float) -> bool:
         """Wait until the log has moved on behind `after`, for a while, or until the end."""

@@ -11,7 +11,7 @@ from leases.database import Database
 
 # What was taken out of the database is named in the log itself, so that the chain proves it.
 ARCHIVE_STREAM = "log/archive"
-_NEWEST = f"""
+NEWEST_ARCHIVE = f"""
 SELECT h.log_id, e.data FROM event_head AS h
 LEFT JOIN event_streams AS s ON s.stream = '{ARCHIVE_STREAM}'
 LEFT JOIN events AS e ON e.position = s.last_position
@@ -28,7 +28,7 @@ class Beginning:
 
 async def beginning_of(database: Database) -> Beginning:
     """Where it begins now. Errors: DatabaseUnavailable."""
-    row = await database.fetchrow(_NEWEST)
+    row = await database.fetchrow(NEWEST_ARCHIVE)
     assert row is not None, "the migrations put the head row there"
     return beginning(row["log_id"], row["data"])
 

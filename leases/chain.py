@@ -57,6 +57,11 @@ def link_hash(previous: bytes, fields: Iterable[bytes | str | int | None]) -> by
     return sha256(b"".join((previous, *map(_field, fields)))).digest()
 
 
+def microseconds(moment: datetime) -> int:
+    """A time as it is hashed."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
 def event_hash(previous: bytes, event: StoredEvent) -> bytes:
     """The hash that `event` must carry when it follows `previous`."""
     fields = (
@@ -69,6 +74,6 @@ def event_hash(previous: bytes, event: StoredEvent) -> bytes:
         sha256(event.data.encode()).digest(),
         event.actor,
         event.request_id,
-        (event.recorded_at - _EPOCH) // timedelta(microseconds=1),
+        microseconds(event.recorded_at),
     )
     return link_hash(previous, fields)

@@ -12,6 +12,7 @@ _WORDS = {
 }
 _NOTES = {
     Finding.FORGOTTEN_BLOB: "the blob of a lease that was forgotten is still there",
+    Finding.ARCHIVED_BLOB: "the blob of a lease that ended and was archived is there",
     Finding.NOT_COMPARED: "there are too many blobs to look for those that are gone",
 }
 

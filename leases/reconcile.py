@@ -18,7 +18,7 @@ from leases.database import Database
 from leases.decide import decide
 from leases.errors import Conflict
 from leases.ids import is_mpack_id, mpack_id_time
-from leases.lessor import LEASE_COLUMNS, Caller, lease_of, new_lease_event
+from leases.lessor import LEASE_COLUMNS, Caller, lease_of, lease_stream, new_lease_event
 from leases.log import EventLog, NewEvent
 from leases.model import PREFIX, AdoptLease, LeaseState, Outcome, RecordResidue, storage_key
 from leases.owner import OWNER_KEY
@@ -31,6 +31,7 @@ _COMPARED_MAX = 1_000_000
 _FINDINGS_MAX = 100
 
 _ROWS = f"SELECT {LEASE_COLUMNS} FROM mpack_leases WHERE mpack_id = ANY ($1::text[])"
+_STREAMS = "SELECT stream FROM event_streams WHERE stream = ANY ($1::text[])"
 _ACTIVE = """
 SELECT mpack_id, storage_key FROM mpack_leases
 WHERE state = 'active' AND activated_at < $1 AND mpack_id > $2 ORDER BY mpack_id LIMIT $3
@@ -47,6 +48,7 @@ class Finding(StrEnum):
     FORGOTTEN_BLOB = "forgotten_blob"
     BLOB_MISSING = "blob_missing"
     NOT_COMPARED = "not_compared"
+    ARCHIVED_BLOB = "archived_blob"
 
 
 class Verdict(StrEnum):
@@ -57,6 +59,7 @@ class Verdict(StrEnum):
     RESIDUE = "residue"
     FOREIGN = "foreign"
     FORGOTTEN = "forgotten"
+    ARCHIVED = "archived"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,13 +79,22 @@ class ReconcileResult:
             self.findings.append((finding, key))
 
 
-def judge(key: str, *, log_id: str, row: Mapping[str, object] | asyncpg.Record | None) -> Verdict:
-    """What a listed key means, given its lease's row (None: there is none)."""
+def judge(
+    key: str,
+    *,
+    log_id: str,
+    row: Mapping[str, object] | asyncpg.Record | None,
+    archived: bool = False,
+) -> Verdict:
+    """What a listed key means, given its lease's row (None: there is none).
+
+    `archived`: there is none, and its stream is known; it ended, perhaps forgotten, long ago.
+    """
     mpack_id = key.rpartition("/")[2]
     if not is_mpack_id(mpack_id) or key != storage_key(log_id, mpack_id):
         return Verdict.FOREIGN
     if row is None:
-        return Verdict.ADOPT
+        return Verdict.ARCHIVED if archived else Verdict.ADOPT
     if row["state"] != LeaseState.RECLAIMED:
         return Verdict.EXPECTED
     return Verdict.FORGOTTEN if row["outcome"] == Outcome.FORGOTTEN else Verdict.RESIDUE
@@ -147,8 +159,12 @@ class Reconciler:
         blobs = [(blob.key.rpartition("/")[2], blob) for blob in page if blob.key != OWNER_KEY]
         ids = [mpack_id for mpack_id, _blob in blobs]
         rows = {row["mpack_id"]: row for row in await self._database.fetch(_ROWS, ids)}
+        archived = await self._archived([one for one in ids if one not in rows])
         for mpack_id, blob in blobs:
-            match judge(blob.key, log_id=self._log_id, row=rows.get(mpack_id)):
+            row, gone = rows.get(mpack_id), mpack_id in archived
+            match judge(blob.key, log_id=self._log_id, row=row, archived=gone):
+                case Verdict.ARCHIVED:
+                    result.find(Finding.ARCHIVED_BLOB, blob.key)
                 case Verdict.FOREIGN:
                     result.find(Finding.FOREIGN_KEY, blob.key)
                 case Verdict.FORGOTTEN:
@@ -160,6 +176,14 @@ class Reconciler:
                 case Verdict.RESIDUE:
                     row = rows[mpack_id]
                     result.residue_deleted += dry_run or await self._delete_residue(row, blob)
+
+    async def _archived(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids, all without a row, that had a lease before."""
+        if not ids:
+            return set()
+        streams = {lease_stream(mpack_id): mpack_id for mpack_id in ids}
+        rows = await self._database.fetch(_STREAMS, list(streams))
+        return {streams[row["stream"]] for row in rows}
 
     async def _adopt(self, mpack_id: str, blob: BlobInfo) -> bool:
         command = AdoptLease(

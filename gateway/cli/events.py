@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from gateway.cli.archive import archive
 from gateway.cli.exits import Exit, run
 from gateway.cli.moments import Moment
 from gateway.cli.options import database_url_option, quiet_logs, settings_of
@@ -31,7 +32,7 @@ _TOLD = ("outcome", "lateness_ms", "delete_at", "size_bytes", "reason", "error",
 
 @click.group()
 def events() -> None:
-    """Follow and export the log."""
+    """Follow, export and archive the log."""
 
 
 @events.command()
@@ -125,6 +126,9 @@ def _as_line(event: Mapping[str, Any]) -> str:
         " ".join(told),
     )
     return "  ".join(words).rstrip()
+
+
+events.add_command(archive)
 
 
 @events.command()

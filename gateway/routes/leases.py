@@ -110,6 +110,8 @@ async def _wanted(request: Request, feed: EventFeed) -> Wanted:
     after = _whole(query, "after", newest, least=0, most=_POSITION_MAX)
     if after > newest:
         raise InvalidRequest(f"The log ends at {newest}; nothing was ever at {after}.")
+    if after < newest and after < (begin := await feed.beginning()):
+        raise InvalidRequest(f"Up to {begin} the log is archived; go on after that.")
     return Wanted(after=after, stream=query.get("stream"), type_=query.get("type"))
 
 

@@ -40,6 +40,10 @@ class Commands:
         assert result.exit_code == exits, (result.output, result.exception)
         return result
 
+    def run_any(self, *args: str) -> Result:
+        """However it ends."""
+        return CliRunner().invoke(main, args, env=self.environ)
+
     def json(self, *args: str, exits: int = 0) -> dict[str, object]:
         value = json.loads(self.run(*args, "--json", exits=exits).stdout)
         assert isinstance(value, dict)

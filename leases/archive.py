@@ -1,0 +1,327 @@
+"""Take the oldest part of the log out of the database, with the leases that ended in it.
+
+A part is a partition of `events`. It is written to files and read back (every hash, from the
+file's own text), and only then, in one transaction, detached, its leases' rows removed, and
+`log.archived` appended, which names the part's last hash: so the chain goes on over the gap, and
+the log itself says what was taken out. Killed anywhere, it is run again: files are written anew
+under the same names, or found to be whole; what was detached is not looked at any more.
+
+`event_streams` keeps a row for every lease that ever was: an id is never used twice, and a blob
+that comes back under an archived one is told from a blob whose row was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from leases.beginning import (
+    ARCHIVE_STREAM,
+    NEWEST_ARCHIVE,
+    Beginning,
+    beginning,
+    beginning_of,
+)
+from leases.chain import link_hash, microseconds
+from leases.codec import JSON, dump, instant
+from leases.database import Database, translate
+from leases.errors import LogCorrupt, Unavailable
+from leases.lessor import LEASE_COLUMNS, Caller
+from leases.log import EventLog, NewEvent
+
+_PAGE = 5000
+_DETACH_SECONDS_MAX = 3600.0
+
+_PARTS = """
+SELECT c.relname AS name, substr(c.relname, 9)::bigint * event_partition_size() AS first,
+       (substr(c.relname, 9)::bigint + 1) * event_partition_size() - 1 AS last
+FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+WHERE i.inhparent = 'events'::regclass ORDER BY 2
+"""
+_ENDS = "SELECT recorded_at, hash FROM events WHERE position = $1"
+# The first event of a lease is recorded after the time that it was granted at.
+_OPEN = """
+SELECT l.mpack_id FROM mpack_leases AS l
+WHERE l.state <> 'reclaimed' AND l.granted_at <= $2 AND EXISTS (
+    SELECT FROM events AS e
+    WHERE e.stream = 'lease/' || l.mpack_id AND e.version = 1 AND e.position <= $1)
+ORDER BY l.mpack_id LIMIT 1
+"""
+# A pause is in force as long as its event is the newest of its stream.
+_PAUSED = """
+SELECT e.position FROM event_streams AS s JOIN events AS e ON e.position = s.last_position
+WHERE s.stream = 'reaping/store' AND e.type = 'reaping.paused' AND e.position <= $1
+"""
+_LEASES = f"""
+SELECT {LEASE_COLUMNS}, last_position FROM mpack_leases
+WHERE mpack_id > $1 AND mpack_id IN (
+    SELECT substr(stream, 7) FROM {{part}} WHERE stream LIKE 'lease/%' AND version = 1)
+ORDER BY mpack_id LIMIT {_PAGE}
+"""
+_REMOVE = """
+DELETE FROM mpack_leases WHERE state = 'reclaimed' AND mpack_id IN (
+    SELECT substr(stream, 7) FROM {part} WHERE stream LIKE 'lease/%' AND version = 1)
+"""
+_LEFT = """
+SELECT mpack_id FROM mpack_leases WHERE mpack_id IN (
+    SELECT substr(stream, 7) FROM {part} WHERE stream LIKE 'lease/%' AND version = 1) LIMIT 1
+"""
+
+_MOVED = "The log has moved on since this part was looked at; run it again."
+
+Tell = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A partition: its positions, the hash in front of it and its last one, when it ended."""
+
+    name: str
+    first_position: int
+    last_position: int
+    previous_hash: str
+    hash: str
+    ended_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A file of an archive, as it was read back."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    lines: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What an archive holds; `after` and `head` are POSITION:HASH."""
+
+    log_id: str
+    first_position: int
+    last_position: int
+    after: str
+    head: str
+    ended_at: str
+    events: File
+    leases: File
+
+
+class Archiver:
+    """Looks for parts that may go, writes them, and takes them out. Needs the owner's rights."""
+
+    def __init__(self, database: Database, log: EventLog) -> None:
+        self._database = database
+        self._event_log = log
+
+    async def parts(self, before: datetime) -> tuple[list[Part], str]:
+        """The parts that may go, the oldest first, and why the next one may not."""
+        head = await self._event_log.head()
+        begin = await beginning_of(self._database)
+        found: list[Part] = []
+        for row in await self._database.fetch(_PARTS):
+            first, last = max(row["first"], 1), row["last"]
+            if last >= head["position"]:
+                return found, "the next part of the log is not full yet"
+            end = await self._database.fetchrow(_ENDS, last)
+            if first != begin.position + 1 or end is None:
+                return found, f"event {begin.position + 1} is missing: run audit verify"
+            if end["recorded_at"] >= before:
+                return found, f"the next part ended at {instant(end['recorded_at'])}"
+            if await self._database.fetchrow(_PAUSED, last) is not None:
+                return found, "reaping was paused there and still is"
+            if open_ := await self._database.fetchrow(_OPEN, last, end["recorded_at"]):
+                return found, f"lease {open_['mpack_id']} began there and is still open"
+            part = Part(
+                name=row["name"],
+                first_position=first,
+                last_position=last,
+                previous_hash=begin.hash.hex(),
+                hash=end["hash"].hex(),
+                ended_at=end["recorded_at"],
+            )
+            found.append(part)
+            begin = Beginning(position=last, hash=end["hash"])
+        return found, ""
+
+    async def write(self, part: Part, folder: Path, *, tell: Tell) -> Manifest:
+        """The part in files, on disk and read back; those that are there already are made anew.
+
+        Errors: LogCorrupt when the files do not prove themselves; OSError; DatabaseUnavailable.
+        """
+        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+        span = f"{part.first_position:012}-{part.last_position:012}"
+        head = await self._event_log.head()
+        events, leases = folder / f"events-{span}.ndjson", folder / f"leases-{span}.ndjson"
+        await _write(events, self._event_pages(part, tell))
+        await _write(leases, self._lease_pages(part))
+        manifest = Manifest(
+            log_id=str(head["log_id"]),
+            first_position=part.first_position,
+            last_position=part.last_position,
+            after=f"{part.first_position - 1}:{part.previous_hash}",
+            head=f"{part.last_position}:{part.hash}",
+            ended_at=instant(part.ended_at),
+            events=await asyncio.to_thread(_proven, events, part),
+            leases=await asyncio.to_thread(_read_back, leases),
+        )
+        told = json.dumps(asdict(manifest), indent=2) + "\n"
+
+        async def once() -> AsyncIterator[list[str]]:
+            yield [told]
+
+        await _write(folder / f"manifest-{span}.json", once())
+        return manifest
+
+    async def detach(
+        self, part: Part, manifest: Manifest, *, caller: Caller, drop: bool = False
+    ) -> int:
+        """Take the part out of the log, and its leases out of the table; answers how many.
+
+        All of it or nothing. Without `drop` the partition stays as a table by itself.
+        Errors: Unavailable, after which it may or may not be done.
+        """
+        data: dict[str, JSON] = {
+            "first_position": part.first_position,
+            "last_position": part.last_position,
+            "previous_hash": part.previous_hash,
+            "hash": part.hash,
+            "events_sha256": manifest.events.sha256,
+            "leases_sha256": manifest.leases.sha256,
+        }
+        fact = NewEvent(
+            stream=ARCHIVE_STREAM,
+            type="log.archived",
+            data=data,
+            expected_version=None,
+            actor=caller.actor,
+            request_id=caller.request_id,
+        )
+        try:
+            async with (
+                asyncio.timeout(_DETACH_SECONDS_MAX),
+                self._database.engine.begin() as connection,
+            ):
+                removed = await connection.execute(text(_REMOVE.format(part=part.name)))
+                await self._take_out(connection, part, drop=drop)
+                await self._event_log.append_in(connection, [fact])
+        except Exception as error:
+            if (failure := translate(error)) is not None:
+                raise failure from error
+            raise
+        return removed.rowcount
+
+    async def _take_out(self, connection: AsyncConnection, part: Part, *, drop: bool) -> None:
+        # The head before the partition, as appends lock them.
+        await connection.execute(text("SELECT FROM event_head WHERE id = 1 FOR UPDATE"))
+        newest = (await connection.execute(text(NEWEST_ARCHIVE))).one()
+        begin = beginning(newest.log_id, newest.data)
+        left = (await connection.execute(text(_LEFT.format(part=part.name)))).first()
+        if left is not None or begin.position + 1 != part.first_position:
+            raise Unavailable(_MOVED)
+        await connection.execute(text(f"ALTER TABLE events DETACH PARTITION {part.name}"))
+        if drop:
+            await connection.execute(text(f"DROP TABLE {part.name}"))
+
+    async def _event_pages(self, part: Part, tell: Tell) -> AsyncIterator[list[str]]:
+        after = part.first_position - 1
+        while after < part.last_position:
+            rows = await self._event_log.read(
+                after=after, limit=min(_PAGE, part.last_position - after)
+            )
+            if not rows:
+                return  # What is missing is found when the file is read back.
+            lines = []
+            for row in rows:
+                told = asdict(row) | {"data": json.loads(row.data), "hash": row.hash.hex()}
+                told |= {"event_id": str(row.event_id), "recorded_at": instant(row.recorded_at)}
+                del told["data_sha"]
+                lines.append(json.dumps(told, ensure_ascii=False, separators=(",", ":")) + "\n")
+            yield lines
+            after = rows[-1].position
+            tell(len(rows))
+
+    async def _lease_pages(self, part: Part) -> AsyncIterator[list[str]]:
+        after = ""
+        while rows := await self._database.fetch(_LEASES.format(part=part.name), after):
+            yield [dump(_plain(row)) + "\n" for row in rows]
+            after = rows[-1]["mpack_id"]
+
+
+def _plain(row: asyncpg.Record) -> dict[str, Any]:
+    return {
+        name: instant(value) if isinstance(value, datetime) else value
+        for name, value in row.items()
+    }
+
+
+async def _write(path: Path, pages: AsyncIterator[list[str]]) -> None:
+    """A file that is whole under its name, or not there."""
+    partial = path.with_name(path.name + ".part")
+    with partial.open("w", encoding="utf-8") as file:
+        async for lines in pages:
+            await asyncio.to_thread(file.writelines, lines)
+        await asyncio.to_thread(_sync, file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        await asyncio.to_thread(_sync, folder)
+    finally:
+        os.close(folder)
+
+
+def _sync(descriptor: int) -> None:
+    os.fsync(descriptor)
+
+
+def _read_back(path: Path, take: Callable[[str], None] = lambda _line: None) -> File:
+    digest, size, lines = sha256(), 0, 0
+    with path.open("rb") as file:
+        for raw in file:
+            digest.update(raw)
+            size, lines = size + len(raw), lines + 1
+            take(raw.decode())
+    return File(name=path.name, sha256=digest.hexdigest(), size_bytes=size, lines=lines)
+
+
+def _proven(path: Path, part: Part) -> File:
+    """The events' file, if its own text gives every hash, from the first to the last position."""
+    previous, position = bytes.fromhex(part.previous_hash), part.first_position - 1
+
+    def take(line: str) -> None:
+        nonlocal previous, position
+        event = json.loads(line)
+        moment = datetime.fromisoformat(event["recorded_at"])
+        fields = (
+            event["position"],
+            UUID(event["event_id"]).bytes,
+            event["stream"],
+            event["version"],
+            event["type"],
+            event["schema_version"],
+            sha256(dump(event["data"]).encode()).digest(),
+            event["actor"],
+            event["request_id"],
+            microseconds(moment),
+        )
+        previous, position = link_hash(previous, fields), position + 1
+        if event["position"] != position or event["hash"] != previous.hex():
+            raise LogCorrupt("The archive does not prove itself.", position=event["position"])
+
+    file = _read_back(path, take)
+    if (position, previous.hex()) != (part.last_position, part.hash):
+        raise LogCorrupt("The archive does not reach its end.", position=position)
+    return file

@@ -1,0 +1,235 @@
+"""Old parts of the log leave the database: proven first, all or nothing, and the chain goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leases.archive import Archiver, Manifest, Part
+from tests.databases import run_apart
+from tests.integration.commands import Commands
+from tests.integration.gateways import settings_for
+from tests.integration.test_verify_export import SCRIPT
+from tests.invariants import check_invariants
+
+LATER = "2999-01-01T00:00:00Z"
+SMALL = """
+DROP TABLE events_p000000;
+CREATE OR REPLACE FUNCTION event_partition_size() RETURNS bigint
+LANGUAGE sql IMMUTABLE AS 'SELECT 16';
+SELECT make_event_partition(0);
+"""
+
+
+@pytest.fixture
+def old(commands: Commands) -> Commands:
+    """Two full partitions, and a third with the end of a lease of the second, and an open one."""
+    commands.sql_script(SMALL)
+    for _ in range(8):
+        commands.grant(ended=True)
+    commands.run("sweep")
+    commands.grant()
+    return commands
+
+
+def archive(commands: Commands, folder: Path, *args: str, exits: int = 0) -> dict[str, Any]:
+    told = commands.json(
+        "events", "archive", "--before", LATER, "--to", str(folder), *args, exits=exits
+    )
+    assert isinstance(told, dict)
+    return told
+
+
+def check(commands: Commands) -> None:
+    async def work() -> None:
+        from gateway.service import Service
+
+        settings = settings_for(commands.database_url, commands.data_dir)
+        async with Service(settings, watch=False) as service:
+            await check_invariants(service.database, service.store)
+
+    run_apart(work())
+
+
+def live(commands: Commands) -> tuple[object, object]:
+    counted = "SELECT count(*) FROM events", "SELECT count(*) FROM mpack_leases"
+    return commands.sql(counted[0]), commands.sql(counted[1])
+
+
+def offline(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    manifests = [word for one in sorted(folder.glob("manifest-*")) for word in ("--manifest", one)]
+    return subprocess.run(
+        [sys.executable, "-I", "-S", str(SCRIPT), *map(str, manifests), *args],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_what_is_archived_is_gone_and_the_chain_goes_on(old: Commands, tmp_path: Path) -> None:
+    folder, file = tmp_path / "archive", tmp_path / "live.ndjson"
+    before = old.json("audit", "verify")
+    told = archive(old, folder, "--dry-run")
+    spans = [(part["first_position"], part["last_position"]) for part in told["parts"]]
+    assert (spans, live(old)) == ([(1, 15), (16, 31)], (34, 9))
+    assert not folder.exists()
+    told = archive(old, folder)
+    assert [part["leases"] for part in told["parts"]] == [5, 3]
+    assert "not full yet" in told["then"]
+    assert live(old) == (5, 1), "the open lease's two, one reclaimed, and two log.archived"
+    assert old.sql("SELECT count(*) FROM events_p000000") == 15
+    check(old)
+    after = old.json("audit", "verify")
+    assert (after["archived_position"], after["events"]) == (31, 5)
+    head = f"{before['head_position']}:{before['head_hash']}"
+    early = (
+        "3:"
+        + json.loads((folder / "manifest-000000000001-000000000015.json").read_text())[
+            "head"
+        ].partition(":")[2]
+    )
+    told = old.json("audit", "verify", "--head", head, "--head", early)
+    note = "event 3 was published, and is archived: deploy/verify_export.py proves it"
+    assert note in str(told["notes"])
+    archive(old, folder, exits=3)
+
+    old.run("events", "export", "--output", str(file))
+    log_id = str(old.sql("SELECT log_id FROM event_head"))
+    head = f"{after['head_position']}:{after['head_hash']}"
+    done = offline(folder, str(file), "--log-id", log_id, "--head", head)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert done.stdout.startswith("ok       36 events, 1 to 36")
+    leases = [
+        json.loads(line)
+        for path in sorted(folder.glob("leases-*"))
+        for line in path.read_text().splitlines()
+    ]
+    assert {lease["state"] for lease in leases} == {"reclaimed"}
+    assert len(leases) == 8
+
+
+def test_the_table_is_rebuilt_without_what_is_archived(old: Commands, tmp_path: Path) -> None:
+    archive(old, tmp_path, "--drop")
+    assert old.sql("SELECT to_regclass('events_p000000')") is None
+    assert old.json("audit", "rebuild") == {"rows_changed": 0}
+    old.sql_script("TRUNCATE mpack_leases")
+    assert old.json("audit", "rebuild") == {"rows_changed": 1}
+    old.grant(ended=True)
+    old.run("sweep")
+    check(old)
+
+
+def test_a_blob_of_an_archived_lease_is_a_finding_and_never_adopted(
+    old: Commands, tmp_path: Path
+) -> None:
+    key = str(old.sql("SELECT min(storage_key) FROM mpack_leases WHERE state = 'reclaimed'"))
+    archive(old, tmp_path)
+    old.view.write([key], b"back again")
+    told = old.json("sweep", "--orphans", exits=4)
+    assert told["findings"] == [{"finding": "archived_blob", "key": key}]
+    assert (told["adopted"], told["residue_deleted"]) == (0, 0)
+    assert "was archived is there" in old.run("audit", "verify").stdout
+
+
+REOPENED = """UPDATE mpack_leases SET state = 'active'
+WHERE mpack_id = (SELECT min(mpack_id) FROM mpack_leases)"""
+
+
+@pytest.mark.parametrize(
+    "statement, why",
+    [
+        (REOPENED, "is still open"),
+        ("DELETE FROM events WHERE position = 15", "event 1 is missing"),
+    ],
+    ids=["open-lease", "hole"],
+)
+def test_what_must_stay_stays(old: Commands, tmp_path: Path, statement: str, why: str) -> None:
+    old.sql_script(f"SET session_replication_role = replica; {statement}")
+    assert why in archive(old, tmp_path, exits=3)["then"]
+    assert list(tmp_path.glob("*.ndjson")) == []
+
+
+def test_a_pause_in_force_stays(commands: Commands, tmp_path: Path) -> None:
+    commands.sql_script(SMALL)
+    commands.run("reap", "pause", "--reason", "moving house")
+    for _ in range(8):
+        commands.grant(ended=True)
+    assert "paused" in archive(commands, tmp_path, exits=3)["then"]
+    commands.run("reap", "resume")
+    commands.run("sweep")
+    archive(commands, tmp_path)
+    check(commands)
+
+
+def test_nothing_young_goes(old: Commands, tmp_path: Path) -> None:
+    old.run("events", "archive", "--before", "1h", "--to", str(tmp_path), exits=3)
+    assert live(old) == (34, 9)
+
+
+def test_an_archive_that_does_not_prove_itself_detaches_nothing(
+    old: Commands, tmp_path: Path
+) -> None:
+    old.sql_script(
+        "SET session_replication_role = replica; UPDATE events SET actor = 'x' WHERE position = 20"
+    )
+    result = old.run(
+        "events", "archive", "--before", LATER, "--to", str(tmp_path), "--json", exits=1
+    )
+    assert "does not prove itself" in result.stderr
+    assert len(list(tmp_path.glob("manifest-*"))) == 1, "the first part was whole"
+    assert old.sql("SELECT min(position) FROM events") == 16
+
+
+def test_a_death_between_the_files_and_the_detaching_is_mended_by_the_next_run(
+    old: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Exception):
+        pass
+
+    async def die(*_args: object, **_options: object) -> int:
+        raise Killed
+
+    (tmp_path / "events-000000000001-000000000015.ndjson.part").write_text("half of it")
+    detach = Archiver.detach
+    with monkeypatch.context() as patch:
+        patch.setattr(Archiver, "detach", die)
+        result = old.run_any("events", "archive", "--before", LATER, "--to", str(tmp_path))
+        assert isinstance(result.exception, Killed)
+    assert live(old) == (34, 9)
+    check(old)
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    async def stopped(self: Archiver, part: Part, manifest: Manifest, **options: Any) -> int:
+        """The answer to the COMMIT is lost."""
+        await detach(self, part, manifest, **options)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Archiver, "detach", stopped)
+        result = old.run_any("events", "archive", "--before", LATER, "--to", str(tmp_path))
+        assert isinstance(result.exception, Killed)
+    check(old)
+    assert [part["first_position"] for part in archive(old, tmp_path)["parts"]] == [16]
+    assert {name: (tmp_path / name).read_bytes() for name in first} == first
+    assert live(old) == (5, 1)
+    check(old)
+
+
+def test_an_archive_that_was_edited_is_named(old: Commands, tmp_path: Path) -> None:
+    archive(old, tmp_path)
+    assert offline(tmp_path).returncode == 0
+    file = tmp_path / "events-000000000016-000000000031.ndjson"
+    whole = file.read_text()
+    file.write_text(whole.replace('"actor":"test"', '"actor":"somebody"', 1))
+    told = offline(tmp_path).stdout
+    assert "its hash does not follow" in told
+    assert "is not the file that its manifest names" in told
+    file.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    assert "does not end with 31:" in offline(tmp_path).stdout
+    file.unlink()
+    assert offline(tmp_path).returncode == 2
