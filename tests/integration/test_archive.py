@@ -194,15 +194,17 @@ def test_a_death_between_the_files_and_the_detaching_is_mended_by_the_next_run(
     async def die(*_args: object, **_options: object) -> int:
         raise Killed
 
-    (tmp_path / "events-000000000001-000000000015.ndjson.part").write_text("half of it")
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    (folder / "events-000000000001-000000000015.ndjson.part").write_text("half of it")
     detach = Archiver.detach
     with monkeypatch.context() as patch:
         patch.setattr(Archiver, "detach", die)
-        result = old.run_any("events", "archive", "--before", LATER, "--to", str(tmp_path))
+        result = old.run_any("events", "archive", "--before", LATER, "--to", str(folder))
         assert isinstance(result.exception, Killed)
     assert live(old) == (34, 9)
     check(old)
-    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     async def stopped(self: Archiver, part: Part, manifest: Manifest, **options: Any) -> int:
         """The answer to the COMMIT is lost."""
@@ -211,11 +213,11 @@ def test_a_death_between_the_files_and_the_detaching_is_mended_by_the_next_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(Archiver, "detach", stopped)
-        result = old.run_any("events", "archive", "--before", LATER, "--to", str(tmp_path))
+        result = old.run_any("events", "archive", "--before", LATER, "--to", str(folder))
         assert isinstance(result.exception, Killed)
     check(old)
-    assert [part["first_position"] for part in archive(old, tmp_path)["parts"]] == [16]
-    assert {name: (tmp_path / name).read_bytes() for name in first} == first
+    assert [part["first_position"] for part in archive(old, folder)["parts"]] == [16]
+    assert {name: (folder / name).read_bytes() for name in first} == first
     assert live(old) == (5, 1)
     check(old)
 

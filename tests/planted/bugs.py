@@ -104,8 +104,8 @@ _LOG = (
     _bug(
         "chain-not-checked",
         "leases/audit.py",
-        "if event_hash(previous, event) != event.hash:",
-        "if event_hash(previous, event) == b'':",
+        "if link_hash(self.hash, (*fields, request_id, moment)) != stated:",
+        "if link_hash(self.hash, (*fields, request_id, moment)) == b'':",
         says="the audit takes a rewritten event",
     ),
     _bug(
@@ -323,8 +323,8 @@ _STORE = (
     _bug(
         "rewritten-log-unnoticed",
         OWNER,
-        "if mark.position and await self._hash_at(mark.position) != mark.hash:",
-        "if mark.position and await self._hash_at(mark.position) is None:",
+        "if mark.position > begin.position and await self._hash_at(mark.position) != mark.hash:",
+        "if mark.position > begin.position and await self._hash_at(mark.position) is None:",
         says="a log that lost its tail and went on is not noticed",
     ),
     _bug(
