@@ -24,6 +24,8 @@ pip() {
 }
 
 echo "Installing $lock ..."
-pip install --quiet --require-hashes -r "$lock"
+# The lock names every package there is, so nothing is resolved. Resolving could even fail: asked by
+# pytest-cov for coverage[toml], pip before 23.3 takes the newest coverage rather than the locked one.
+pip install --quiet --no-deps --require-hashes -r "$lock"
 # The build backend is in the lock too, so nothing is fetched here.
 pip install --quiet --no-deps --no-build-isolation --editable .

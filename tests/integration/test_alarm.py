@@ -62,6 +62,19 @@ async def test_a_lease_of_ones_own_goes_right_at_its_deadline(
     await check_invariants(database, store)
 
 
+async def test_a_job_that_a_busy_loop_makes_late_is_not_dropped(
+    database: Database, store: ListingStore
+) -> None:
+    """APScheduler drops what is more than a second late unless told otherwise."""
+    policy = replace(QUICK, look_ahead_seconds=60)
+    async with engine_on(database, store, policy, watch=True) as engine:
+        lease = await granted(engine, ttl_seconds=0.2)
+        time.sleep(1.5)  # noqa: ASYNC251  a loop that is busy
+        async with asyncio.timeout(10):
+            await until_reclaimed(engine, lease)
+    await check_invariants(database, store)
+
+
 async def test_another_replicas_leases_are_found_by_the_look_ahead(
     database: Database, database_url: str, store: ListingStore
 ) -> None:
