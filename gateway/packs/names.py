@@ -154,7 +154,8 @@ class Names:
             check_text(channel, what="The channel")
         asked = {"repo_id": repo_id, "channel": channel, "drafts": drafts, "limit": RELEASES_MAX}
         async with reading(self._database) as reader:
-            return list((await reader.execute(_RELEASES, asked)).scalars())
+            found = (await reader.execute(_RELEASES, asked)).scalars().all()
+        return [_sendable(record) for record in found]
 
     async def delete_release(self, repo_id: str, tag: str, caller: Caller) -> None:
         """Take a release away.
@@ -232,7 +233,28 @@ def _written(record: Mapping[str, Any]) -> str:
     if _NUL.search(written):
         raise Incomplete("A release holds a NUL character.")
     check_text(written, what="A release")
+    json.loads(written, parse_int=_fitting)
     return written
+
+
+def _fitting(digits: str) -> int:
+    number = int(digits)
+    if not -(1 << 63) <= number < 1 << 64:
+        raise Incomplete("A release holds a whole number of more than 64 bits.")
+    return number
+
+
+def _sendable(value: Any) -> Any:
+    """A record as it was sent: PostgreSQL gives a float such as 1e22 back with all its digits, and
+    neither msgpack nor most readers of JSON take whole numbers of that size.
+    """
+    if isinstance(value, dict):
+        return {key: _sendable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_sendable(item) for item in value]
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        return float(value)
+    return value
 
 
 def _tag_of(record: Mapping[str, Any], limits: WireLimits) -> str:

@@ -356,6 +356,19 @@ async def test_tags_releases_and_the_end_of_a_branch(gateway: LiveGateway) -> No
     check_whole(await me.clone(), history)
 
 
+async def test_a_releases_numbers_come_back_whatever_their_size(gateway: LiveGateway) -> None:
+    """PostgreSQL keeps 1e22 as a whole number, and gives back more digits than msgpack takes."""
+    me = await muse(gateway)
+    await me.push(seven_files())
+    numbers = {"n": [1e22, -1e308, 2**64 - 1, -(2**63), 0.5], "of": {"n": 1e19}}
+    for as_json in (False, True):
+        record = {"tag": "v1", "release_id": "r1", **numbers}
+        assert (await me.call("POST", "/releases", record, as_json=as_json)).status == 200
+        assert (await me.call("GET", "/releases")).body == {"releases": [record]}
+    beyond = await me.call("POST", "/releases", {"tag": "v2", "n": [2**64]}, as_json=True)
+    assert (beyond.status, b"64 bits" in beyond.content) == (422, True), beyond
+
+
 async def test_releases_are_bounded_together(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
