@@ -217,8 +217,11 @@ class PackSharing:
         try:
             async with renewal.turn:
                 latest = renewal.lease
+                if latest is None:  # Perhaps somebody was through with it since it was looked up.
+                    latest, _now = await self._engine.lessor.load(lease.mpack_id)
                 if latest is None or latest.expires_at is None or latest.expires_at < expires_at:
-                    latest = renewal.lease = await self._renew(lease, wish)
+                    latest = await self._renew(lease, wish)
+                renewal.lease = latest
                 return latest
         finally:
             renewal.callers -= 1
