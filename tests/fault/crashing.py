@@ -152,8 +152,10 @@ async def _fail(doomed: Doomed) -> None:
 
 
 async def _outage(doomed: Doomed) -> None:
-    """claim, a store that is out, hand back."""
+    """claim, a store that is out, the probe, hand back."""
     await _all_due(doomed, await granted_many(doomed.engine, 2))
+    # Else the circuits of requests ask as well, at any moment, and effects have no order.
+    doomed.engine.reaper.probe.found_out = lambda: None
     doomed.store.failure = StoreUnavailable()
     doomed.effects.armed = True
     await doomed.engine.reaper.sweep(Trigger.COMMAND)

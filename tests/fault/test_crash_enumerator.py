@@ -21,7 +21,7 @@ ORDER = {
     "revoke": [APPEND, CLAIM, "delete_many", APPEND],
     "reap": [CLAIM, "abort", "delete_many", APPEND],
     "fail": [CLAIM, "delete_many", APPEND, CLAIM],
-    "outage": [CLAIM, "delete_many", CLAIM],
+    "outage": [CLAIM, "delete_many", "delete_many", CLAIM],
     "reconcile": ["put", APPEND, "delete", APPEND, CLAIM, "abort", "delete_many", APPEND],
     "upload": [APPEND, "presign", "presign"],
 }
