@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -37,17 +37,21 @@ async def connected(
 
 async def trickled(gateway: LiveGateway, start: bytes, piece: bytes) -> bytes:
     """Send bit by bit until the gateway has had enough; what it answered."""
+    answer = bytearray()
+
+    async def hear(reader: asyncio.StreamReader) -> None:
+        # Piece by piece: what is unread when the connection is cut is lost.
+        with suppress(ConnectionError):
+            while piece := await reader.read(2**12):
+                answer.extend(piece)
+
     async with asyncio.timeout(SECONDS_MAX), connected(gateway) as (reader, writer):
         writer.write(start)
-        answer = asyncio.create_task(reader.read())
-
-        while not answer.done():
+        hearing = asyncio.create_task(hear(reader))
+        while not hearing.done():
             writer.write(piece)
-            await asyncio.wait((answer,), timeout=0.02)
-        try:
-            return answer.result()
-        except ConnectionError:
-            return b""
+            await asyncio.wait((hearing,), timeout=0.02)
+    return bytes(answer)
 
 
 def shed(gateway: LiveGateway, stage: str) -> bool:
