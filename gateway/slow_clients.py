@@ -3,7 +3,7 @@
 uvicorn has no limit on how slowly a request's head comes or an answer is read. Here each
 connection is looked at every so often. One whose head is not complete in time, or whose reader has
 taken less than the least rate since the last look, is cut. Bodies are timed where they are read,
-by `BodyPace`, so that the sender is told why.
+by `BodyPace`, so that the sender is told why; what comes of one behind its answer is timed here.
 """
 
 from __future__ import annotations
@@ -71,6 +71,9 @@ class SheddingProtocol(HttpToolsProtocol):
 
     _head_bytes = 0
     _head_began: float | None = None
+    _in_body = False
+    _body_bytes = 0
+    _body_seen: int | None = None
     _pauses = 0
     _seen: tuple[int, int] | None = None
     _looking: asyncio.TimerHandle | None = None
@@ -86,8 +89,7 @@ class SheddingProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        cycle = cast("Any", self.cycle)  # None before the first request, whatever its type says.
-        if cycle is None or cycle.response_complete:
+        if self._answered and not self._in_body:
             if self._head_began is None:
                 self._head_began = self.loop.time()
             self._head_bytes += len(data)
@@ -97,7 +99,16 @@ class SheddingProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_began, self._head_bytes = None, 0
+        self._in_body = True
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        super().on_message_complete()
 
     def pause_writing(self) -> None:
         self._pauses += 1
@@ -110,10 +121,31 @@ class SheddingProtocol(HttpToolsProtocol):
         began = self._head_began
         if began is not None and self.loop.time() - began >= self.slow_seconds:
             self._shed("head")
+        elif self._goes_on_too_slowly():
+            self._shed("body")
         elif self._reads_too_slowly():
             self._shed("answer")
         else:
             self._look_later()
+
+    @property
+    def _answered(self) -> bool:
+        """Whether no request is being answered."""
+        cycle = cast("Any", self.cycle)  # None before the first request, whatever its type says.
+        return cycle is None or bool(cycle.response_complete)
+
+    @property
+    def _bytes_least(self) -> float:
+        """What has to move between two looks."""
+        return self.slow_bytes_per_second * self.slow_seconds / _LOOKS_PER_LIMIT
+
+    def _goes_on_too_slowly(self) -> bool:
+        """Whether a body that was answered before its end, and is read by nobody, trickles in."""
+        if not (self._in_body and self._answered):
+            self._body_seen = None
+            return False
+        before, self._body_seen = self._body_seen, self._body_bytes
+        return before is not None and self._body_bytes - before < self._bytes_least
 
     def _reads_too_slowly(self) -> bool:
         """Whether nothing to speak of has left since the last look, and nothing was added.
@@ -128,8 +160,7 @@ class SheddingProtocol(HttpToolsProtocol):
         before, self._seen = self._seen, (self._pauses, left)
         if before is None or before[0] != self._pauses:
             return False
-        least = self.slow_bytes_per_second * self.slow_seconds / _LOOKS_PER_LIMIT
-        return before[1] - left < least
+        return before[1] - left < self._bytes_least
 
     def _shed(self, stage: str) -> None:
         self._head_began = None

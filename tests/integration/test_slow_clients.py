@@ -12,6 +12,7 @@ import pytest
 from tests.factories import History
 from tests.integration.gateways import LiveGateway, serving, settings_for
 
+REFUSED = "POST /o/r/push HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer wrong\r\n"
 SECONDS_MAX = 10  # A hang is a failure; how quick it is is for the benchmark.
 
 
@@ -80,6 +81,29 @@ async def test_a_second_head_that_trickles_in_is_cut(brisk: LiveGateway) -> None
     answer = await trickled(brisk, first, b"X-A: b\r\n")
     assert answer.count(b"HTTP/1.1 200") == 1
     assert shed(brisk, "head")
+
+
+async def test_a_body_that_goes_on_behind_its_answer_is_no_head(brisk: LiveGateway) -> None:
+    """Most clients send all of it before they read: an answer behind a cut would be lost."""
+    size_bytes = 8 * 1024 * 1024
+    async with asyncio.timeout(SECONDS_MAX), connected(brisk) as (reader, writer):
+        writer.write(f"{REFUSED}Content-Length: {size_bytes}\r\n\r\n".encode())
+        answer = await reader.readuntil(b"\r\n\r\n")
+        for _ in range(size_bytes // 2**16):
+            writer.write(bytes(2**16))
+            await writer.drain()
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        rest = await reader.read()
+        while piece := await reader.read():
+            rest += piece
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"HTTP/1.1 200 " in rest
+
+
+async def test_a_body_that_trickles_on_behind_its_answer_is_cut(brisk: LiveGateway) -> None:
+    answer = await trickled(brisk, f"{REFUSED}Content-Length: 1000000\r\n\r\n".encode(), b"x")
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert shed(brisk, "body")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
