@@ -1,4 +1,4 @@
-"""The parts of a night: each a command, the module that it needs, and how long it may take."""
+"""The parts of a night: each a command, and how long it may take."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SEEDS_A_NIGHT = 20_000
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """`command` follows `python -m`; `{seed}`, `{last_seed}` and `{out}` are filled in."""
+    """`command` follows `python -m`; `{seed}`, `{out}` and `{results}` are filled in."""
 
     name: str
     about: str
@@ -19,16 +17,10 @@ class Part:
     minutes_max: int
     store: str = "local"  # Or "s3": a real server that the part starts.
 
-    @property
-    def module(self) -> str:
-        """What has to be there."""
-        return self.command[0]
-
     def filled(self, *, seed: int, results: Path) -> list[str]:
         """The command of this night."""
         values = {
             "{seed}": str(seed),
-            "{seeds}": f"{seed}-{seed + SEEDS_A_NIGHT - 1}",
             "{out}": str(results / f"{self.name}.json"),
             "{results}": str(results),
         }
@@ -40,12 +32,6 @@ PARTS = (
         name="properties",
         about="the laws and the machines of tests/property, many more examples",
         command=("pytest", "-q", "--no-header", "--timeout", "3600", "tests/property"),
-        minutes_max=120,
-    ),
-    Part(
-        name="simulation",
-        about="the lease engine on simulated clock, store and database, many seeds",
-        command=("tests.simulation", "--seeds", "{seeds}", "--json", "{out}"),
         minutes_max=120,
     ),
     Part(
@@ -89,12 +75,6 @@ PARTS = (
         name="outage",
         about="a store that is out while leases fall due",
         command=("benchmarks", "outage", "--results", "{results}"),
-        minutes_max=30,
-    ),
-    Part(
-        name="feed",
-        about="the feed with sixteen writers, cut and killed",
-        command=("benchmarks", "feed", "--results", "{results}"),
         minutes_max=30,
     ),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -72,9 +71,6 @@ def layers_for(bug: Bug) -> list[Layer]:
                 seconds_max=300,
             ),
         ]
-    if importlib.util.find_spec("tests.simulation") is not None:
-        command = ("tests.simulation", "--seeds", "1-300")
-        layers.append(Layer(name="simulation", command=command, seconds_max=300))
     layers += [
         _tests("integration", met, seconds_max=600),
         _tests("stateful", ["tests/property/test_engine_machine.py"], seconds_max=300),

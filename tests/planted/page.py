@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tests.planted.bugs import BUGS
 from tests.planted.run import Found
 
-_NAMES = ("unit", "property", "simulation", "integration", "stateful", "crash points", "fault")
+_NAMES = ("unit", "property", "integration", "stateful", "crash points", "fault")
 _HEAD = """# Planted bugs
 
 Would the tests notice? Each line below is a mistake that somebody could make: one small edit, made

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import ALL
 from tests.nightly import __main__ as nightly
 from tests.nightly.parts import PARTS, Part
 
@@ -23,17 +25,22 @@ def test_they_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(part.name in listed for part in PARTS)
 
 
-def test_a_part_that_is_not_there_breaks_no_night(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    missing = Part(name="later", about="", command=("tests.later",), minutes_max=1)
-    failing = Part(name="bad", about="", command=("json.tool", "x"), minutes_max=1)
-    monkeypatch.setattr(nightly, "PARTS", (missing, failing))
-    assert nightly.main(["later", "--results", str(tmp_path)]) == 0
+def test_what_a_part_runs_is_there() -> None:
+    for part in PARTS:
+        module, *rest = part.command
+        assert importlib.util.find_spec(module) is not None, part.name
+        assert module != "benchmarks" or rest[0] in ALL, part.name
+
+
+def test_a_part_that_fails_fails_the_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = Part(name="good", about="", command=("json.tool", "--help"), minutes_max=1)
+    bad = Part(name="bad", about="", command=("json.tool", "x"), minutes_max=1)
+    monkeypatch.setattr(nightly, "PARTS", (bad, good))
+    assert nightly.main(["good", "--results", str(tmp_path)]) == 0
     assert nightly.main(["--results", str(tmp_path), "--seed", "5"]) == 1
     kept = json.loads((tmp_path / "nightly.json").read_text())
     assert kept["seed"] == 5
-    assert [part["how"] for part in kept["parts"]] == ["not there", "failed"]
+    assert [part["how"] for part in kept["parts"]] == ["failed", "ok"]
 
 
 def test_a_part_that_nobody_knows_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
