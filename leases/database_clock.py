@@ -13,6 +13,8 @@ from leases.ports import Clock
 
 # Of so many answers the quickest is believed: its time is known most exactly.
 _SAMPLES = 16
+# What two machines' clocks drift apart while so many answers come in is far less.
+_DRIFT_SECONDS = 0.01
 
 
 class DatabaseClock:
@@ -20,7 +22,7 @@ class DatabaseClock:
     nothing.
 
     An answer's time is taken as of its arrival, so that this clock runs late by up to a round
-    trip, and never early.
+    trip, and never early. A database whose clock was set is believed at once.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -32,9 +34,20 @@ class DatabaseClock:
     def observe(self, now: datetime, *, asked_at: float) -> None:
         """The database said `now` in an answer to what was asked at this monotonic time."""
         answered_at = self._clock.monotonic()
-        self._samples.append((answered_at - asked_at, now.timestamp() - answered_at))
+        took, offset = answered_at - asked_at, now.timestamp() - answered_at
+        if self._samples and not self._agrees(took, offset):
+            self._samples.clear()
+        self._samples.append((took, offset))
         self._offset = min(self._samples)[1]
         self.skew_seconds = (self._clock.now() - self.now()).total_seconds()
+
+    def _agrees(self, took: float, offset: float) -> bool:
+        """Whether both can be one clock's: an answer was read somewhere on its way."""
+        quickest, believed = min(self._samples)
+        return (
+            believed - took <= offset + _DRIFT_SECONDS
+            and offset - quickest <= believed + _DRIFT_SECONDS
+        )
 
     def now(self) -> datetime:
         """The database's time, or the process's before the first answer."""

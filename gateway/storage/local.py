@@ -60,6 +60,8 @@ class LocalStore:
         self._signer: UrlSigner | None = None
         self._files = Offload("blob-files", threads_max=_FILE_THREADS_MAX)
         self._deletions = Offload("blob-deletions", threads_max=_DELETE_THREADS_MAX)
+        # Batches side by side would share the disk, and the oldest would end as late as the newest.
+        self._deletion_turn = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"LocalStore({str(self._folder.root)!r})"
@@ -134,12 +136,15 @@ class LocalStore:
         distinct = list(dict.fromkeys(keys))
         step = max(_DELETE_PART_LEAST, -(-len(distinct) // _DELETE_THREADS_A_BATCH))
         parts = [distinct[start : start + step] for start in range(0, len(distinct), step)]
-        removed = await asyncio.gather(
-            *(
-                self._deletions.run_or_leave(_translated(partial(self._folder.remove_many, part)))
-                for part in parts
+        async with self._deletion_turn:
+            removed = await asyncio.gather(
+                *(
+                    self._deletions.run_or_leave(
+                        _translated(partial(self._folder.remove_many, part))
+                    )
+                    for part in parts
+                )
             )
-        )
         return dict(chain.from_iterable(outcomes.items() for outcomes in removed))
 
     async def head(self, key: str) -> BlobInfo | None:

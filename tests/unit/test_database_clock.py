@@ -50,14 +50,26 @@ def test_the_quickest_answer_is_believed() -> None:
     assert own.now() == DATABASE_NOW + timedelta(seconds=2)
 
 
+@pytest.mark.parametrize(
+    "step", [timedelta(seconds=13), timedelta(seconds=-13), timedelta(hours=1)]
+)
+def test_a_clock_that_was_set_is_believed_at_once(step: timedelta) -> None:
+    """Or what falls due by the new time is looked for by the old one for sixteen answers more."""
+    clock = FakeClock()
+    own = DatabaseClock(clock)
+    asked(clock, own, DATABASE_NOW, took=0.001)
+    asked(clock, own, DATABASE_NOW + step, took=0.2)
+    assert own.now() == DATABASE_NOW + step
+
+
 def test_old_answers_are_forgotten() -> None:
-    """A database that moved to another machine has another clock."""
+    """Clocks drift: of two days, the quickest answer is not the truest."""
     clock = FakeClock()
     own = DatabaseClock(clock)
     asked(clock, own, DATABASE_NOW, took=0)
-    for _ in range(16):
-        asked(clock, own, DATABASE_NOW + timedelta(hours=1), took=0.001)
-    assert own.now() >= DATABASE_NOW + timedelta(hours=1)
+    for number in range(1, 17):
+        asked(clock, own, DATABASE_NOW + timedelta(milliseconds=5 + number), took=0.001)
+    assert own.now() >= DATABASE_NOW + timedelta(milliseconds=20)
 
 
 def test_a_deadline_in_monotonic_time() -> None:
