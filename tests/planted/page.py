@@ -45,4 +45,4 @@ def page(found: Sequence[Found]) -> str:
 
 
 def _short(test: str | None) -> str:
-    return "**nothing**" if test is None else f"`{test.rpartition('/')[2].partition('[')[0]}`"
+    return "**nothing**" if test is None else f"`{test.partition('[')[0].rpartition('/')[2]}`"

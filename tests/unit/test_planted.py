@@ -8,7 +8,8 @@ import pytest
 
 from tests.planted.bugs import BUGS, Bug
 from tests.planted.layers import layers_for
-from tests.planted.run import TOP
+from tests.planted.page import page
+from tests.planted.run import TOP, Found
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
@@ -25,3 +26,9 @@ def test_each_has_a_name_of_its_own_and_layers_that_exist() -> None:
     paths = {part for bug in BUGS for layer in layers_for(bug) for part in layer.command}
     missing = [part for part in paths if part.startswith("tests/") and not (TOP / part).exists()]
     assert missing == []
+
+
+def test_the_page_names_a_test_without_its_parameters() -> None:
+    """Ids of parameters may hold slashes and brackets of their own."""
+    found = Found(bug=BUGS[0].name, layer="unit", test="tests/unit/test_a.py::test_b[x/y-z[0]]")
+    assert "| `test_a.py::test_b` |" in page([found])
