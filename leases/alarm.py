@@ -11,44 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import random
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import structlog
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from apscheduler.triggers.date import DateTrigger
 
-from leases.claims import DUE
-from leases.database import Database
+from leases.chance import chance
 from leases.database_clock import DatabaseClock
 from leases.errors import Failure
-from leases.instance import LIVE_INSTANCES
+from leases.ledger import Ledger
 from leases.policy import LeasePolicy
 from leases.ports import Clock
-
-NEXT_DUE = (
-    f"SELECT {DUE} AS due FROM mpack_leases WHERE state <> 'reclaimed' ORDER BY {DUE} LIMIT 1"
-)
-_LOOK = f"""
-SELECT clock_timestamp() AS now, ({NEXT_DUE}) AS due, live.names AS live,
-       EXISTS (SELECT FROM mpack_leases WHERE claimed_by LIKE 'live.%'
-               AND claimed_by <> ALL (live.names)) AS dead_claims
-FROM (SELECT {LIVE_INSTANCES} AS names) AS live
-"""
-_FREE_DEAD_CLAIMS = f"""
-UPDATE mpack_leases SET claimed_by = NULL, claimed_until = NULL, claim_token = NULL
-WHERE claimed_by LIKE 'live.%' AND claimed_by <> ALL ({LIVE_INSTANCES})
-"""
+from leases.timer import SchedulerTimer, Timer
 
 # Fires keep this distance. A claim costs about the same for one lease as for ten, so at hundreds of
 # deadlines a second fewer, larger claims are what keeps the loop free (`make bench`, lateness).
 _REARM_SECONDS_MIN = 0.02
 # Own deadlines kept in memory; beyond these a lease is found by the look-ahead like anybody's.
 _OWN_DEADLINES_MAX = 100_000
-_JOB_ID = "reap"
-# A fire takes microseconds; this only has to be more than APScheduler sees unfinished at a time.
-_FIRES_AT_ONCE_MAX = 1000
 
 _log = structlog.get_logger(__name__)
 
@@ -62,18 +42,19 @@ class Alarm:
     def __init__(
         self,
         *,
-        database: Database,
+        ledger: Ledger,
         policy: LeasePolicy,
         clock: Clock,
         wake: Callable[[], None],
         database_clock: DatabaseClock,
+        timer: Timer | None = None,
     ) -> None:
-        self._database = database
+        self._ledger = ledger
         self._policy = policy
         self._clock = clock
         self._wake = wake
         self._database_clock = database_clock
-        self._scheduler = AsyncIOScheduler(timezone="UTC")
+        self._timer = timer or SchedulerTimer()
         self._armed_at: float | None = None
         self._own: list[float] = []
         self._look_soon = asyncio.Event()
@@ -96,20 +77,7 @@ class Alarm:
             return
         self._armed_at = deadline
         delay = max(0.0, deadline - self._clock.monotonic())
-        self._scheduler.add_job(
-            self._fire,
-            DateTrigger(run_date=self._clock.now() + timedelta(seconds=delay)),
-            id=_JOB_ID,
-            replace_existing=True,
-            # The default of one second silently drops a job that a busy loop makes late.
-            misfire_grace_time=None,
-            coalesce=True,
-            # A fire re-arms before it has ended; the default of one would drop the next fire.
-            max_instances=_FIRES_AT_ONCE_MAX,
-        )
-
-    async def _fire(self) -> None:
-        self._ring()
+        self._timer.set(self._clock.now() + timedelta(seconds=delay), self._ring)
 
     def _ring(self) -> None:
         """Wake a worker, and arm for the next own deadline."""
@@ -123,7 +91,7 @@ class Alarm:
 
     async def run(self) -> None:
         """Look ahead, twice a second, for as long as the process lives."""
-        self._scheduler.start()
+        self._timer.start()
         try:
             while True:
                 try:
@@ -132,7 +100,7 @@ class Alarm:
                     _log.warning("look_ahead_failed", error=failure.code)
                 await self._pause()
         finally:
-            self._scheduler.shutdown(wait=False)
+            self._timer.stop()
 
     async def _pause(self) -> None:
         pause = asyncio.ensure_future(self._clock.sleep(self._policy.look_ahead_seconds))
@@ -148,19 +116,18 @@ class Alarm:
 
     async def _look(self) -> None:
         asked_at = self._clock.monotonic()
-        row = await self._database.fetchrow(_LOOK)
-        assert row is not None
-        self._database_clock.observe(row["now"], asked_at=asked_at)
-        if row["dead_claims"]:
-            freed = await self._database.execute(_FREE_DEAD_CLAIMS)
+        look = await self._ledger.look_ahead()
+        self._database_clock.observe(look.now, asked_at=asked_at)
+        if look.dead_claims:
+            freed = await self._ledger.free_dead_claims()
             _log.warning("dead_claims_freed", leases=freed)
             self._wake()
-        if row["due"] is None or not self._policy.alarm_enabled:
+        if look.due is None or not self._policy.alarm_enabled:
             return
-        due_at = self._database_clock.monotonic_at(row["due"])
-        if len(row["live"]) > 1 and not self._is_own(due_at):
+        due_at = self._database_clock.monotonic_at(look.due)
+        if look.live > 1 and not self._is_own(due_at):
             # Its own replica is there first; this one only catches what that one drops.
-            due_at += self._policy.non_owner_delay_seconds * random.uniform(1, 1.2)  # noqa: S311
+            due_at += self._policy.non_owner_delay_seconds * chance().uniform(1, 1.2)
         missed = self._armed_at is not None and self._armed_at < asked_at - _REARM_SECONDS_MIN
         if due_at <= asked_at or missed:
             self._ring()

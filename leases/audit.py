@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import asyncpg
 import structlog
 
-from leases.beginning import Beginning, beginning_of
+from leases.beginning import Beginning
 from leases.chain import link_hash
 from leases.database import Database, rows_touched, translate
+from leases.ledger import Row
 from leases.lessor import LEASE_COLUMNS
 from leases.log import EventLog
 
@@ -70,7 +71,6 @@ _BEYOND = """
 SELECT h.position, l.position AS last FROM event_head AS h,
        (SELECT max(position) AS position FROM events) AS l WHERE l.position > h.position
 """
-_HASH_AT = "SELECT hash FROM events WHERE position = $1"
 
 # What is wrong, as the log has it; `turn` parts it. Rows of no lease in the log are `unknown`.
 _WRONG = f"""
@@ -152,7 +152,7 @@ class _Chain:
     hash: bytes
     moment: int = 0
 
-    def follow(self, links: Iterable[asyncpg.Record]) -> None:
+    def follow(self, links: Iterable[Any]) -> None:
         """Each link from the one in front of it; hashes go on from what is stated."""
         for link in links:
             position, event_id, stream, version, type_, form = link[:6]
@@ -180,9 +180,15 @@ class _Chain:
 class Auditor:
     """Verifies and rebuilds."""
 
-    def __init__(self, database: Database, log: EventLog) -> None:
-        self._database = database
+    def __init__(self, database: Database | None, log: EventLog) -> None:
+        self._postgres = database
         self._event_log = log
+
+    @property
+    def _database(self) -> Database:
+        """What reads or mends the whole table needs PostgreSQL itself; the tail needs the log."""
+        assert self._postgres is not None
+        return self._postgres
 
     async def verify(
         self, *, tell: Callable[[int], None] = _quietly, published: Sequence[Published] = ()
@@ -193,7 +199,7 @@ class Auditor:
         event of `published`.
         """
         head = await self._event_log.head()
-        begin = await beginning_of(self._database)
+        begin = await self._event_log.beginning()
         verdict = await self._check_events(head, begin, page=_PAGE, tell=tell)
         verdict.archived_position = begin.position
         await self._check_table(verdict, begin)
@@ -209,16 +215,16 @@ class Auditor:
     ) -> Verdict:
         """Check the newest events alone: what a service can afford every few minutes."""
         head = await self._event_log.head()
-        begin = await beginning_of(self._database)
+        begin = await self._event_log.beginning()
         before = head["position"] - count
         start = begin
         if before > begin.position:
-            row = await self._database.fetchrow(_HASH_AT, before)
-            if row is None:
+            known = await self._event_log.hash_at(before)
+            if known is None:
                 verdict = Verdict(head_position=head["position"], head_hash=head["hash"].hex())
                 verdict.complain(f"event {before} is missing")
                 return verdict
-            start = Beginning(position=before, hash=row["hash"])
+            start = Beginning(position=before, hash=known)
         verdict = await self._check_events(head, start, page=page)
         verdict.archived_position = begin.position
         await self._check_published(verdict, begin, published)
@@ -226,7 +232,7 @@ class Auditor:
 
     async def _check_events(
         self,
-        head: asyncpg.Record,
+        head: Row,
         start: Beginning,
         *,
         page: int,
@@ -236,13 +242,13 @@ class Auditor:
         verdict = Verdict(head_position=head["position"], head_hash=head["hash"].hex())
         chain = _Chain(verdict, start.position, start.hash)
 
-        async def read(after: int) -> list[asyncpg.Record]:
+        async def read(after: int) -> Sequence[Any]:
             return await self._event_log.links(after=after, until=head["position"], limit=page)
 
         links = await read(chain.position)
         while links:
             async with asyncio.TaskGroup() as tasks:
-                ahead = tasks.create_task(read(links[-1]["position"]))
+                ahead = tasks.create_task(read(links[-1][0]))
                 await asyncio.to_thread(chain.follow, links)
             tell(verdict.events)
             links = ahead.result()
@@ -284,8 +290,9 @@ class Auditor:
                     f"the log ends at {verdict.head_position}, but {told}: its end was cut off"
                 )
                 continue
-            row = await self._database.fetchrow(_HASH_AT, position)
-            known = row["hash"] if row else begin.hash if position == begin.position else None
+            known = await self._event_log.hash_at(position)
+            if known is None and position == begin.position:
+                known = begin.hash
             if known is None and position < begin.position:
                 verdict.notes.append(f"{told}, and is archived: deploy/verify_export.py proves it")
             elif known is None or known.hex() != stated:

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-import asyncpg
 import structlog
 
 from leases.alarm import Alarm
@@ -24,6 +23,7 @@ from leases.database import Database
 from leases.database_clock import DatabaseClock
 from leases.errors import Failure
 from leases.instance import Instance
+from leases.ledger import Ledger, Row
 from leases.lessor import Lessor
 from leases.log import EventLog
 from leases.model import Lease, Trigger
@@ -31,9 +31,11 @@ from leases.observe import NOBODY, Observer
 from leases.owner import Owner, Ownership
 from leases.policy import LeasePolicy
 from leases.ports import BlobStore, Clock
+from leases.postgres_ledger import PostgresLedger
 from leases.reaper import Reaper, SweepResult
 from leases.reconcile import Reconciler
 from leases.steps import Steps, no_steps
+from leases.timer import Timer
 
 # The mark is read again this often until the store has answered once.
 _OWNER_RETRY_SECONDS = 1.0
@@ -52,36 +54,46 @@ class LeaseEngine:
 
     def __init__(
         self,
-        database: Database,
+        database: Database | Ledger,
         store: BlobStore,
         policy: LeasePolicy,
         *,
         clock: Clock | None = None,
         steps: Steps = no_steps,
         watch: bool = True,
-        direct: Database | None = None,
+        direct: Database | Ledger | None = None,
         observer: Observer = NOBODY,
+        timer: Timer | None = None,
     ) -> None:
         problems = policy.problems()
         if problems:
             raise ValueError("; ".join(problems))
-        self.database = database
+        self._database = database if isinstance(database, Database) else None
+        ledger = _ledger_on(database)
         self.store = store
         self.policy = policy
         self.clock: Clock = clock or SystemClock()
         self.database_clock = DatabaseClock(self.clock)
         # Requests may take every connection of theirs; what must be in time has its own.
-        self._machinery = database.another()
+        self._ledger = ledger
+        self._machinery = ledger.another()
         self.log = EventLog(self._machinery, self.clock, observer=observer)
-        self.instance = Instance(direct or database, self.clock)
-        self.auditor = Auditor(database, self.log)
+        self.instance = Instance(_ledger_on(direct or database), self.clock)
+        self.auditor = Auditor(self._database, self.log)
         self._steps = steps
         self._observer = observer
         self._watch = watch
+        self._timer = timer
         self._tasks: asyncio.TaskGroup | None = None
         self._running: list[asyncio.Task[None]] = []
         self._workers: list[asyncio.Task[None]] = []
         self._swept = asyncio.Event()
+
+    @property
+    def database(self) -> Database:
+        """The PostgreSQL that it was given."""
+        assert self._database is not None, "this engine keeps its leases elsewhere"
+        return self._database
 
     async def __aenter__(self) -> Self:
         try:
@@ -96,18 +108,16 @@ class LeaseEngine:
         self.log_id = str(head["log_id"])
         replica = self.instance.instance_id
         self.lessor = Lessor(
-            self.database,
+            self._ledger,
             self.log,
             self.policy,
             store=self.store,
             log_id=self.log_id,
             replica=replica,
         )
-        self.owner = Owner(
-            database=self._machinery, log=self.log, store=self.store, log_id=self.log_id
-        )
+        self.owner = Owner(log=self.log, store=self.store, log_id=self.log_id)
         self.reaper = Reaper(
-            database=self._machinery,
+            ledger=self._machinery,
             log=self.log,
             store=self.store,
             policy=self.policy,
@@ -119,15 +129,16 @@ class LeaseEngine:
             observer=self._observer,
         )
         self.alarm = Alarm(
-            database=self._machinery,
+            ledger=self._machinery,
             policy=self.policy,
             clock=self.clock,
             wake=self.reaper.wake,
             database_clock=self.database_clock,
+            timer=self._timer,
         )
         self.reaper.found_nothing = self.alarm.look_soon
         self.reconciler = Reconciler(
-            database=self._machinery,
+            ledger=self._machinery,
             log=self.log,
             store=self.store,
             policy=self.policy,
@@ -137,7 +148,7 @@ class LeaseEngine:
         self._tasks = await asyncio.TaskGroup().__aenter__()
         await self._start(self._tasks)
 
-    async def _first_look(self) -> asyncpg.Record:
+    async def _first_look(self) -> Row:
         asked_at = self.clock.monotonic()
         head = await self.log.head()
         self.database_clock.observe(head["now"], asked_at=asked_at)
@@ -261,6 +272,10 @@ class LeaseEngine:
             return False
         self._observer.task_done(name, ok=True)
         return True
+
+
+def _ledger_on(database: Database | Ledger) -> Ledger:
+    return PostgresLedger(database) if isinstance(database, Database) else database
 
 
 def _told(result: SweepResult) -> dict[str, int]:

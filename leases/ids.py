@@ -7,24 +7,23 @@ reconciler can read from it when it was made.
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
 import uuid
 from datetime import UTC, datetime
 
+from leases.chance import chance
 from leases.clock import SystemClock
 
-# Asking the system for random bytes costs as much for one id as for hundreds.
-_RANDOM_BYTES_AT_ONCE = 4096
 _SHAPE = re.compile(r"[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}\Z")
 
 
-def new_mpack_id() -> str:
-    """A new id, never used before."""
-    milliseconds = int(SystemClock().now().timestamp() * 1000) & ((1 << 48) - 1)
-    value = milliseconds << 80 | 0x7 << 76 | secrets.randbits(12) << 64
-    return f"{value | 0b10 << 62 | secrets.randbits(62):032x}"
+def new_mpack_id(now: datetime | None = None) -> str:
+    """A new id, never used before; `now` by the clock of whoever has one of its own."""
+    moment = now or SystemClock().now()
+    milliseconds = int(moment.timestamp() * 1000) & ((1 << 48) - 1)
+    random = int.from_bytes(chance().randbytes(10))
+    value = milliseconds << 80 | 0x7 << 76 | (random >> 62 & 0xFFF) << 64
+    return f"{value | 0b10 << 62 | random & ((1 << 62) - 1):032x}"
 
 
 def is_mpack_id(text: str) -> bool:
@@ -37,19 +36,11 @@ def mpack_id_time(mpack_id: str) -> datetime:
     return datetime.fromtimestamp(int(mpack_id[:12], 16) / 1000, UTC)
 
 
-_random = bytearray()
-os.register_at_fork(after_in_child=_random.clear)
-
-
 def new_event_id() -> uuid.UUID:
     """A random id that makes an append safe to send twice."""
-    if not _random:
-        _random.extend(os.urandom(_RANDOM_BYTES_AT_ONCE))
-    own = bytes(_random[-16:])
-    del _random[-16:]
-    return uuid.UUID(bytes=own, version=4)
+    return uuid.UUID(bytes=chance().randbytes(16), version=4)
 
 
 def new_token(bytes_count: int = 24) -> str:
     """Random text for a claim, an instance or a secret, two hex digits a byte."""
-    return secrets.token_hex(bytes_count)
+    return chance().randbytes(bytes_count).hex()

@@ -13,14 +13,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
-import asyncpg
 import structlog
 
-from leases.database import Database, translate
+from leases.database import translate
 from leases.errors import DatabaseUnavailable
 from leases.ids import new_token
+from leases.ledger import Ledger, Session
 from leases.ports import Clock
 
 LOCK_CLASS = 0x6D70  # "mp": the first half of every instance's advisory lock key.
@@ -43,15 +42,15 @@ class Instance:
     """One start of one process. `run()` keeps the lock and the notifications alive."""
 
     def __init__(
-        self, database: Database, clock: Clock, *, ping_seconds: float = _PING_SECONDS
+        self, ledger: Ledger, clock: Clock, *, ping_seconds: float = _PING_SECONDS
     ) -> None:
-        self._database = database.another()
+        self._ledger = ledger.another()
         self._clock = clock
         self._ping_seconds = ping_seconds
         # The driver carries out one statement at a time and refuses a second one.
         self._turn = asyncio.Lock()
         self._listeners: dict[str, list[Listener]] = {}
-        self._driver: asyncpg.Connection[asyncpg.Record] | None = None
+        self._held: Session | None = None
         self.instance_id = new_token(4)
         self.is_live = False
 
@@ -64,21 +63,21 @@ class Instance:
         """Call `listener(payload)` for notifications; some may be missed while reconnecting."""
         first = channel not in self._listeners
         self._listeners.setdefault(channel, []).append(listener)
-        if first and self._driver is not None:
-            await self._add_listener(self._driver, channel)
+        if first and self._held is not None:
+            await self._add_listener(self._held, channel)
 
-    async def _add_listener(self, driver: asyncpg.Connection[asyncpg.Record], channel: str) -> None:
+    async def _add_listener(self, session: Session, channel: str) -> None:
         async with self._turn:
             try:
-                await driver.add_listener(channel, self._heard)
+                await session.listen(channel, self._heard)
             except Exception as error:
                 if translate(error) is None:
                     raise
                 _log.debug("listen_later", channel=channel)  # With the next session.
 
-    def _heard(self, _connection: Any, _pid: int, channel: str, payload: object) -> None:
+    def _heard(self, channel: str, payload: str) -> None:
         for listener in self._listeners.get(channel, ()):
-            listener(str(payload))
+            listener(payload)
 
     async def run(self, *, ready: asyncio.Event) -> None:
         """Hold the lock, and take it again whenever the connection is lost."""
@@ -96,30 +95,26 @@ class Instance:
     async def _session(self) -> AsyncIterator[asyncio.Event]:
         lost = asyncio.Event()
         try:
-            async with self._database.driver() as driver:
-                driver.add_termination_listener(lambda _connection: lost.set())
-                self._driver = driver
+            async with self._ledger.session() as session:
+                session.on_end(lost.set)
+                self._held = session
                 try:
                     for channel in list(self._listeners):
-                        await self._add_listener(driver, channel)
-                    await self._take_lock(driver)
+                        await self._add_listener(session, channel)
+                    await self._take_lock(session)
                     yield lost
                 finally:
                     self.is_live = False
-                    self._driver = None
+                    self._held = None
                     # Closing the socket is what frees the lock and the listeners.
-                    driver.terminate()
+                    session.end()
         finally:
-            await self._database.close()
+            await self._ledger.close()
 
-    async def _take_lock(self, driver: asyncpg.Connection[asyncpg.Record]) -> None:
+    async def _take_lock(self, session: Session) -> None:
         """The server may hold our last session for alive a while longer; then it is asked again."""
         async with self._turn:
-            self.is_live = bool(
-                await driver.fetchval(
-                    "SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, self._lock_key()
-                )
-            )
+            self.is_live = await session.lock(self._lock_key())
 
     def _lock_key(self) -> int:
         key = int(self.instance_id, 16)
@@ -132,12 +127,12 @@ class Instance:
                 async with asyncio.timeout(self._ping_seconds):
                     await lost.wait()
             except TimeoutError:
-                driver = self._driver
-                assert driver is not None
+                session = self._held
+                assert session is not None
                 async with asyncio.timeout(_PING_TIMEOUT_SECONDS):
                     if not self.is_live:
-                        await self._take_lock(driver)
+                        await self._take_lock(session)
                     else:
                         async with self._turn:
-                            await driver.execute("SELECT 1")
+                            await session.ping()
         raise DatabaseUnavailable(cause="session ended")

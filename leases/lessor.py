@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import Any
 
 from leases.codec import JSON, encode
-from leases.database import Database
 from leases.decide import decide, evolve, guards
 from leases.errors import Unavailable, VersionConflict
+from leases.ledger import Ledger
 from leases.log import EVENTS_PER_CALL_MAX, EventLog, NewEvent
 from leases.model import (
     ActivateLease,
@@ -40,18 +40,6 @@ _DECISIONS_MAX = 5
 # The fold columns, in the order of schema.sql without last_position.
 _LEASE_FIELDS = tuple(field.name for field in fields(Lease))
 LEASE_COLUMNS = ", ".join(_LEASE_FIELDS)
-_LOAD = (
-    f"SELECT clock_timestamp() AS now, {LEASE_COLUMNS}"
-    " FROM (SELECT 1) AS one LEFT JOIN mpack_leases ON mpack_id = $1"
-)
-
-_NOW = "SELECT clock_timestamp() AS now"
-_ATTEMPTS = "SELECT attempts FROM mpack_leases WHERE mpack_id = $1"
-# A worker that has claimed it meanwhile is at it already.
-_RETRY = """
-UPDATE mpack_leases SET attempts = 0, next_attempt_at = NULL
-WHERE mpack_id = $1 AND claim_token IS NULL
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +89,7 @@ class Lessor:
 
     def __init__(
         self,
-        database: Database,
+        ledger: Ledger,
         log: EventLog,
         policy: LeasePolicy,
         *,
@@ -109,7 +97,7 @@ class Lessor:
         log_id: str,
         replica: str,
     ) -> None:
-        self._database = database
+        self._ledger = ledger
         self._log = log
         self._policy = policy
         self._store = store
@@ -118,9 +106,7 @@ class Lessor:
 
     async def load(self, mpack_id: str) -> tuple[Lease | None, datetime]:
         """The lease as it stands, and the database's now."""
-        row = await self._database.fetchrow(_LOAD, mpack_id)
-        assert row is not None
-        return (None if row["mpack_id"] is None else lease_of(row)), row["now"]
+        return await self._ledger.lease(mpack_id)
 
     async def reserve(
         self,
@@ -154,9 +140,7 @@ class Lessor:
         Effects: a thousand events in each append. Should a later append fail, the rows of the
                  earlier ones fall due unused.
         """
-        row = await self._database.fetchrow(_NOW)
-        assert row is not None
-        policy, now = self._policy, row["now"]
+        policy, now = self._policy, (await self._log.head())["now"]
         leases: list[Lease] = []
         facts: list[NewEvent] = []
         for mpack_id, object_id in object_ids.items():
@@ -237,10 +221,9 @@ class Lessor:
 
         The fact stands before the row's notes: after a crash in between asking again helps.
         """
-        row = await self._database.fetchrow(_ATTEMPTS, mpack_id)
-        command = RetryLease(attempts=row["attempts"] if row else 0)
+        command = RetryLease(attempts=await self._ledger.attempts(mpack_id))
         lease = await self.carry_out(mpack_id, command, caller=caller)
-        await self._database.execute(_RETRY, mpack_id)
+        await self._ledger.forget_attempts(mpack_id)
         return lease
 
     async def carry_out(self, mpack_id: str, command: Command, *, caller: Caller) -> Lease:

@@ -21,11 +21,13 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from leases.beginning import ARCHIVE_STREAM, Beginning, beginning
 from leases.chain import StoredEvent
 from leases.codec import JSON, SCHEMA_VERSION, dump
-from leases.database import Database, translate
+from leases.database import translate
 from leases.errors import ClaimHeld, Conflict, DatabaseUnavailable, DeadlinePassed, VersionConflict
 from leases.ids import new_event_id
+from leases.ledger import Ledger, Row
 from leases.observe import NOBODY, Observer
 from leases.ports import Clock
 
@@ -37,12 +39,12 @@ EVENTS_WAITING_MAX = 50_000
 _RETRY_PAUSES_SECONDS = (0.05, 0.2, 0.5)
 _STOPPING = "The gateway is stopping; try again shortly."
 
-_COLUMNS = (
+COLUMNS = (
     "position, event_id, stream, version, type, schema_version, data, data_sha, actor, request_id,"
     " recorded_at, hash"
 )
 # What the chain is computed from, in its order, and what it is compared with.
-_LINKS = """
+LINKS = """
 SELECT position, uuid_send(event_id) AS event_id, stream, version, type, schema_version, data,
        data_sha, actor, request_id, (extract(epoch FROM recorded_at) * 1000000)::bigint AS moment,
        hash
@@ -62,17 +64,17 @@ _PARAMETERS = (
     ("claims", "text[]"),
 )
 _CALL = "SELECT verdicts, positions, versions, appended_at FROM append_events({})"
-_APPEND = _CALL.format(", ".join(f"${place}" for place in range(1, len(_PARAMETERS) + 1)))
+APPEND = _CALL.format(", ".join(f"${place}" for place in range(1, len(_PARAMETERS) + 1)))
 _APPEND_BOUND = text(
     _CALL.format(", ".join(f"CAST(:{name} AS {kind})" for name, kind in _PARAMETERS))
 )
 
-_PLACES = """
+PLACES = """
 SELECT e.position, e.version, e.recorded_at
 FROM unnest({ids}) WITH ORDINALITY AS asked (event_id, ord) JOIN events AS e USING (event_id)
 ORDER BY asked.ord
 """
-_PLACES_BOUND = text(_PLACES.format(ids="CAST(:ids AS uuid[])"))
+_PLACES_BOUND = text(PLACES.format(ids="CAST(:ids AS uuid[])"))
 
 _log = structlog.get_logger(__name__)
 
@@ -170,9 +172,9 @@ class EventLog:
     `run()` must be running for `append` to make progress; the owner's task group holds it.
     """
 
-    def __init__(self, database: Database, clock: Clock, *, observer: Observer = NOBODY) -> None:
-        self._database = database
-        self._appender = database.held()
+    def __init__(self, ledger: Ledger, clock: Clock, *, observer: Observer = NOBODY) -> None:
+        self._ledger = ledger
+        self._appender = ledger.held()
         self._observer = observer
         self._clock = clock
         self._waiting: deque[_Group] = deque()
@@ -311,11 +313,11 @@ class EventLog:
                 [one if isinstance(one, BaseException) else one[0] for one in answers]
             )
 
-    async def _call(self, groups: Sequence[Sequence[NewEvent]]) -> asyncpg.Record:
+    async def _call(self, groups: Sequence[Sequence[NewEvent]]) -> Row:
         arguments = _arguments(groups)
         for pause in (*_RETRY_PAUSES_SECONDS, None):
             try:
-                (answer,) = await self._appender.fetch(_APPEND, *arguments)
+                answer = await self._appender.append(arguments)
             except DatabaseUnavailable as failure:
                 if pause is None:
                     raise
@@ -347,43 +349,40 @@ class EventLog:
 
     async def _place(self, event: NewEvent) -> Recorded:
         """Where an event stands that an earlier, unanswered call appended."""
-        row = await self._database.fetchrow(_PLACES.format(ids="$1::uuid[]"), [event.event_id])
-        assert row is not None
-        return Recorded(*row)
+        (place,) = await self._ledger.places([event.event_id])
+        return Recorded(*place)
 
-    async def head(self) -> asyncpg.Record:
+    async def head(self) -> Row:
         """The head row: log_id, position, hash, recorded_at; and the database's `now`."""
-        row = await self._database.fetchrow(
-            "SELECT log_id, position, hash, recorded_at, clock_timestamp() AS now FROM event_head"
-        )
-        assert row is not None, "the migrations put the head row there"
-        return row
+        return await self._ledger.head()
 
-    async def read(self, *, after: int, limit: int) -> list[StoredEvent]:
+    async def newest(self, stream: str) -> Row:
+        """A stream's version (0: none), its last event's type, actor and data, the log's id."""
+        return await self._ledger.newest(stream)
+
+    async def beginning(self) -> Beginning:
+        """Where the log in the database begins now."""
+        archived = await self._ledger.newest(ARCHIVE_STREAM)
+        return beginning(archived["log_id"], archived["data"])
+
+    async def hash_at(self, position: int) -> bytes | None:
+        """The hash of the event at this position; None where the database holds none."""
+        found = await self._ledger.read(after=position - 1, limit=1)
+        return found[0].hash if found and found[0].position == position else None
+
+    async def read(self, *, after: int, limit: int) -> Sequence[StoredEvent]:
         """The feed: up to `limit` events with a position above `after`, in order, gapless."""
-        rows = await self._database.fetch(
-            f"SELECT {_COLUMNS} FROM events WHERE position > $1 ORDER BY position LIMIT $2",
-            after,
-            limit,
-        )
-        return [stored(row) for row in rows]
+        return await self._ledger.read(after=after, limit=limit)
 
-    async def links(self, *, after: int, until: int, limit: int) -> list[asyncpg.Record]:
+    async def links(self, *, after: int, until: int, limit: int) -> Sequence[Any]:
         """The same with `event_id` as bytes and `moment` in epoch microseconds, for the chain."""
-        return await self._database.fetch(_LINKS, after, until, limit)
+        return await self._ledger.links(after=after, until=until, limit=limit)
 
     async def read_stream(
         self, stream: str, *, after_version: int = 0, limit: int = 1000
-    ) -> list[StoredEvent]:
+    ) -> Sequence[StoredEvent]:
         """One stream's events with a version above `after_version`, in order."""
-        rows = await self._database.fetch(
-            f"SELECT {_COLUMNS} FROM events WHERE stream = $1 AND version > $2"
-            " ORDER BY version LIMIT $3",
-            stream,
-            after_version,
-            limit,
-        )
-        return [stored(row) for row in rows]
+        return await self._ledger.read(after=after_version, limit=limit, stream=stream)
 
 
 def _fail(group: _Group, error: BaseException) -> None:

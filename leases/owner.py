@@ -15,14 +15,11 @@ import asyncio
 import json
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
-import asyncpg
 import structlog
 
-from leases.beginning import beginning_of
-from leases.database import Database
 from leases.errors import BlobMissing
+from leases.ledger import Row
 from leases.lessor import Caller
 from leases.log import EventLog
 from leases.model import PREFIX
@@ -70,13 +67,12 @@ class Mark:
 class Owner:
     """Reads and writes the mark, and remembers what it found."""
 
-    def __init__(self, *, database: Database, log: EventLog, store: BlobStore, log_id: str) -> None:
-        self._database = database
+    def __init__(self, *, log: EventLog, store: BlobStore, log_id: str) -> None:
         self._event_log = log
         self._store = store
         self._log_id = log_id
         self._checking = asyncio.Lock()
-        self.pauses = Pauses(database, log)
+        self.pauses = Pauses(log)
         self._pause_version: int | None = None
         self.state = Ownership.UNKNOWN
         self.reason = "the store's mark has not been read yet"
@@ -153,7 +149,7 @@ class Owner:
         if not problem and isinstance(self._store, ListsBlobs):
             await self._publish(head)
 
-    async def _problem(self, mark: Mark | None, head: asyncpg.Record) -> str | None:
+    async def _problem(self, mark: Mark | None, head: Row) -> str | None:
         if mark is None:
             return await self._strangers()
         if mark.log_id != self._log_id:
@@ -163,7 +159,7 @@ class Owner:
                 f"the log ends at {head['position']}, but {mark.position} was published:"
                 " its newest events are lost"
             )
-        begin = await beginning_of(self._database)
+        begin = await self._event_log.beginning()
         # What was archived since the mark was written is proven by the archive.
         if mark.position > begin.position and await self._hash_at(mark.position) != mark.hash:
             return f"the log's event {mark.position} is not the one that was published"
@@ -192,12 +188,10 @@ class Owner:
         return None
 
     async def _hash_at(self, position: int) -> str | None:
-        row: Any = await self._database.fetchrow(
-            "SELECT hash FROM events WHERE position = $1", position
-        )
-        return row["hash"].hex() if row else None
+        known = await self._event_log.hash_at(position)
+        return known.hex() if known else None
 
-    async def _publish(self, head: asyncpg.Record) -> None:
+    async def _publish(self, head: Row) -> None:
         mark = Mark(log_id=self._log_id, position=head["position"], hash=head["hash"].hex())
         if mark != await self._read():
             await self._store.put(OWNER_KEY, mark.dump())

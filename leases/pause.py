@@ -6,10 +6,10 @@ who asked for it and why. `leases/owner.py` looks twice a second and obeys.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from leases.database import Database
 from leases.errors import Unavailable, VersionConflict
 from leases.lessor import Caller
 from leases.log import EventLog, NewEvent
@@ -26,7 +26,6 @@ PAUSE_SOURCE = f"""
 (SELECT 1) AS one LEFT JOIN event_streams AS s ON s.stream = '{STREAM}'
 LEFT JOIN events AS e ON e.position = s.last_position
 """
-_LOOK = f"SELECT {PAUSE_COLUMNS} FROM {PAUSE_SOURCE}"
 _TRIES_MAX = 5
 
 
@@ -49,19 +48,17 @@ class Pauses:
     Errors of all methods: Unavailable.
     """
 
-    def __init__(self, database: Database, log: EventLog) -> None:
-        self._database = database
+    def __init__(self, log: EventLog) -> None:
         self._event_log = log
 
     async def look(self) -> Pause:
         """What was said last."""
-        row = await self._database.fetchrow(_LOOK)
-        assert row is not None
+        row = await self._event_log.newest(STREAM)
         return Pause(
-            version=row["pause_version"],
-            paused=row["paused"],
-            actor=row["paused_by"],
-            reason=row["pause_reason"],
+            version=row["version"],
+            paused=row["type"] == "reaping.paused",
+            actor=row["actor"],
+            reason=None if row["data"] is None else json.loads(row["data"]).get("reason"),
         )
 
     async def pause(self, *, reason: str, caller: Caller) -> bool:

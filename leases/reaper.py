@@ -14,7 +14,6 @@ failed is tried again by itself, between two such probes: a failure then is that
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -23,14 +22,15 @@ from uuid import UUID
 
 import structlog
 
+from leases.chance import chance
 from leases.circuit import Circuit, is_outage
-from leases.claims import Claims, Due, FailedAttempt
-from leases.database import Database
+from leases.claims import Claims
 from leases.decide import decide
 from leases.deletions import Deletions
 from leases.errors import Conflict, DatabaseUnavailable, Failure
 from leases.ids import new_event_id, new_mpack_id
 from leases.instance import Instance
+from leases.ledger import Due, FailedAttempt, Ledger
 from leases.lessor import Caller, new_lease_event
 from leases.log import EventLog, NewEvent
 from leases.model import (
@@ -115,7 +115,7 @@ class Reaper:
     def __init__(
         self,
         *,
-        database: Database,
+        ledger: Ledger,
         log: EventLog,
         store: BlobStore,
         policy: LeasePolicy,
@@ -126,7 +126,7 @@ class Reaper:
         steps: Steps,
         observer: Observer = NOBODY,
     ) -> None:
-        self._claims = Claims(database, instance, clock, limit_seconds=policy.claim_limit_seconds)
+        self._claims = Claims(ledger, instance, clock, limit_seconds=policy.claim_limit_seconds)
         self._event_log = log
         self._policy = policy
         self._clock = clock
@@ -356,7 +356,7 @@ class Reaper:
 
     async def _delete_nothing(self) -> None:
         """The probe: a deletion like any other, of a key that no blob had and none will have."""
-        await self._deletions.probe(storage_key(self._log_id, new_mpack_id()))
+        await self._deletions.probe(storage_key(self._log_id, new_mpack_id(self._clock.now())))
 
     async def _settle(self, ended: _Sorted, batch: _Batch) -> None:
         """Record what is gone and what failed, and give the rest back."""
@@ -468,7 +468,7 @@ class Reaper:
             policy.retry_first_seconds * policy.retry_factor**exponent, policy.retry_cap_seconds
         )
         spread = policy.retry_jitter_ratio
-        jitter = random.uniform(1 - spread, 1 + spread)  # noqa: S311  spreads load, guards nothing
+        jitter = chance().uniform(1 - spread, 1 + spread)
         delay = min(delay * jitter, policy.retry_cap_seconds)
         return max(policy.retry_first_seconds, delay)
 

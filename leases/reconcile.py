@@ -6,21 +6,20 @@ blob that was listed and has no row then never had one that survived.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-import asyncpg
 import structlog
 
-from leases.database import Database
 from leases.decide import decide
 from leases.errors import Conflict
 from leases.ids import is_mpack_id, mpack_id_time
-from leases.lessor import LEASE_COLUMNS, Caller, lease_of, lease_stream, new_lease_event
+from leases.ledger import Ledger
+from leases.lessor import Caller, lease_stream, new_lease_event
 from leases.log import EventLog, NewEvent
-from leases.model import PREFIX, AdoptLease, LeaseState, Outcome, RecordResidue, storage_key
+from leases.model import PREFIX, AdoptLease, Lease, LeaseState, Outcome, RecordResidue, storage_key
 from leases.owner import OWNER_KEY
 from leases.policy import LeasePolicy
 from leases.ports import BlobInfo, BlobStore, HeadsBlobs, ListsBlobs
@@ -30,12 +29,6 @@ _PAGE = 1000
 _COMPARED_MAX = 1_000_000
 _FINDINGS_MAX = 100
 
-_ROWS = f"SELECT {LEASE_COLUMNS} FROM mpack_leases WHERE mpack_id = ANY ($1::text[])"
-_STREAMS = "SELECT stream FROM event_streams WHERE stream = ANY ($1::text[])"
-_ACTIVE = """
-SELECT mpack_id, storage_key FROM mpack_leases
-WHERE state = 'active' AND activated_at < $1 AND mpack_id > $2 ORDER BY mpack_id LIMIT $3
-"""
 
 _RECONCILER = Caller(actor="reconcile")
 _log = structlog.get_logger(__name__)
@@ -83,21 +76,21 @@ def judge(
     key: str,
     *,
     log_id: str,
-    row: Mapping[str, object] | asyncpg.Record | None,
+    lease: Lease | None,
     archived: bool = False,
 ) -> Verdict:
-    """What a listed key means, given its lease's row (None: there is none).
+    """What a listed key means, given its lease (None: there is none).
 
     `archived`: there is none, and its stream is known; it ended, perhaps forgotten, long ago.
     """
     mpack_id = key.rpartition("/")[2]
     if not is_mpack_id(mpack_id) or key != storage_key(log_id, mpack_id):
         return Verdict.FOREIGN
-    if row is None:
+    if lease is None:
         return Verdict.ARCHIVED if archived else Verdict.ADOPT
-    if row["state"] != LeaseState.RECLAIMED:
+    if lease.state is not LeaseState.RECLAIMED:
         return Verdict.EXPECTED
-    return Verdict.FORGOTTEN if row["outcome"] == Outcome.FORGOTTEN else Verdict.RESIDUE
+    return Verdict.FORGOTTEN if lease.outcome is Outcome.FORGOTTEN else Verdict.RESIDUE
 
 
 class Reconciler:
@@ -106,14 +99,14 @@ class Reconciler:
     def __init__(
         self,
         *,
-        database: Database,
+        ledger: Ledger,
         log: EventLog,
         store: BlobStore,
         policy: LeasePolicy,
         log_id: str,
         replica: str,
     ) -> None:
-        self._database = database
+        self._ledger = ledger
         self._event_log = log
         self._store = store
         self._policy = policy
@@ -158,11 +151,11 @@ class Reconciler:
         # A copied bucket holds one id below two logs, so ids are not keys of this.
         blobs = [(blob.key.rpartition("/")[2], blob) for blob in page if blob.key != OWNER_KEY]
         ids = [mpack_id for mpack_id, _blob in blobs]
-        rows = {row["mpack_id"]: row for row in await self._database.fetch(_ROWS, ids)}
-        archived = await self._archived([one for one in ids if one not in rows])
+        leases = await self._ledger.leases(ids)
+        archived = await self._archived([one for one in ids if one not in leases])
         for mpack_id, blob in blobs:
-            row, gone = rows.get(mpack_id), mpack_id in archived
-            match judge(blob.key, log_id=self._log_id, row=row, archived=gone):
+            lease, gone = leases.get(mpack_id), mpack_id in archived
+            match judge(blob.key, log_id=self._log_id, lease=lease, archived=gone):
                 case Verdict.ARCHIVED:
                     result.find(Finding.ARCHIVED_BLOB, blob.key)
                 case Verdict.FOREIGN:
@@ -171,19 +164,19 @@ class Reconciler:
                     result.find(Finding.FORGOTTEN_BLOB, blob.key)
                 case Verdict.ADOPT:
                     result.adopted += dry_run or await self._adopt(mpack_id, blob)
-                case Verdict.RESIDUE if rows[mpack_id]["reclaimed_at"] >= started_at:
-                    pass  # Reaped after it was listed: only the next listing can tell.
                 case Verdict.RESIDUE:
-                    row = rows[mpack_id]
-                    result.residue_deleted += dry_run or await self._delete_residue(row, blob)
+                    lease = leases[mpack_id]
+                    assert lease.reclaimed_at is not None
+                    if lease.reclaimed_at >= started_at:
+                        continue  # Reaped after it was listed: only the next listing can tell.
+                    result.residue_deleted += dry_run or await self._delete_residue(lease, blob)
 
     async def _archived(self, ids: Sequence[str]) -> set[str]:
         """Those of these ids, all without a row, that had a lease before."""
         if not ids:
             return set()
         streams = {lease_stream(mpack_id): mpack_id for mpack_id in ids}
-        rows = await self._database.fetch(_STREAMS, list(streams))
-        return {streams[row["stream"]] for row in rows}
+        return {streams[stream] for stream in await self._ledger.streams_with(list(streams))}
 
     async def _adopt(self, mpack_id: str, blob: BlobInfo) -> bool:
         command = AdoptLease(
@@ -200,8 +193,7 @@ class Reconciler:
             )
         )
 
-    async def _delete_residue(self, row: asyncpg.Record, blob: BlobInfo) -> bool:
-        lease = lease_of(row)
+    async def _delete_residue(self, lease: Lease, blob: BlobInfo) -> bool:
         assert blob.key == lease.storage_key
         await self._store.delete(blob.key)
         command = RecordResidue(size_bytes=blob.size_bytes)
@@ -231,15 +223,15 @@ class Reconciler:
         if not isinstance(self._store, HeadsBlobs):
             return
         after = ""
-        while rows := await self._database.fetch(_ACTIVE, started_at, after, _PAGE * 10):
-            after = rows[-1]["mpack_id"]
-            for row in rows:
-                if row["storage_key"] in seen or await self._store.head(row["storage_key"]):
+        while rows := await self._ledger.active(before=started_at, after=after, limit=_PAGE * 10):
+            after = rows[-1][0]
+            for mpack_id, key in rows:
+                if key in seen or await self._store.head(key):
                     continue
                 # It may have been reaped while we looked.
-                again = await self._database.fetchrow(_ROWS, [row["mpack_id"]])
-                if again is not None and again["state"] == LeaseState.ACTIVE:
-                    result.find(Finding.BLOB_MISSING, row["storage_key"])
+                again = (await self._ledger.leases([mpack_id])).get(mpack_id)
+                if again is not None and again.state is LeaseState.ACTIVE:
+                    result.find(Finding.BLOB_MISSING, key)
 
 
 async def _pages(blobs: AsyncIterator[BlobInfo]) -> AsyncIterator[list[BlobInfo]]:

@@ -30,6 +30,7 @@ from leases.model import PREFIX, Lease, LeaseState, Outcome
 from leases.owner import OWNER_KEY
 from leases.policy import LeasePolicy
 from leases.ports import ListsBlobs
+from leases.postgres_ledger import PostgresLedger
 from tests.fakes import MemoryStore
 
 Store: TypeAlias = Any  # A BlobStore of any brand; what it can tell is asked of it.
@@ -81,7 +82,7 @@ async def check_invariants(
     problems += [f"I4: {key} has no row" for key in keys if key not in known]
     if durable is not None and (changed := _changed(durable, await durable_snapshot(store))):
         problems.append(f"I6: durable blobs changed: {changed}")
-    verdict = await Auditor(database, EventLog(database, SystemClock())).verify()
+    verdict = await Auditor(database, EventLog(PostgresLedger(database), SystemClock())).verify()
     problems += [f"I7: {problem}" for problem in verdict.problems]
     problems += _states_move_forward(lives)
     problems += _lives_end(lives, policy or LeasePolicy())
@@ -109,7 +110,7 @@ async def _keys(store: Store) -> AsyncIterator[str]:
 
 
 async def _events(database: Database) -> AsyncIterator[StoredEvent]:
-    log = EventLog(database, SystemClock())
+    log = EventLog(PostgresLedger(database), SystemClock())
     after = 0
     while page := await log.read(after=after, limit=_PAGE):
         for event in page:

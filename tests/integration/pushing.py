@@ -20,6 +20,7 @@ from leases.database import Database
 from leases.lessor import Caller
 from leases.log import EventLog
 from leases.policy import LeasePolicy
+from leases.postgres_ledger import PostgresLedger
 from leases.steps import Steps, no_steps
 from tests.factories import BRANCH, History, push_body
 from tests.fakes import MemoryStore
@@ -83,7 +84,7 @@ class Gate:
 
 def gate_on(database: Database, *, steps: Steps = no_steps) -> Gate:
     store = MemoryStore()
-    log = EventLog(database, SystemClock())
+    log = EventLog(PostgresLedger(database), SystemClock())
     segments = SegmentWriter(database, store, steps)
     return Gate(
         database=database,

@@ -12,11 +12,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-from leases.alarm import _FREE_DEAD_CLAIMS, _LOOK, NEXT_DUE
 from leases.database import Database
 from leases.engine import LeaseEngine
 from leases.errors import StoreUnavailable
 from leases.model import Lease
+from leases.postgres_ledger import FREE_DEAD_CLAIMS, LOOK, NEXT_DUE
+from leases.timer import SchedulerTimer
 from tests.fakes import ListingStore, ShiftedClock
 from tests.integration.test_reaper import FILL, LEASES
 from tests.invariants import check_invariants
@@ -128,9 +129,10 @@ async def test_everything_goes_with_the_scheduler_switched_off(
 async def test_a_lost_job_delays_a_cleanup_to_the_next_look(
     database: Database, store: ListingStore
 ) -> None:
-    async with engine_on(database, store, AT_DEFAULTS, watch=True) as engine:
+    timer = SchedulerTimer()
+    async with engine_on(database, store, AT_DEFAULTS, watch=True, timer=timer) as engine:
         lease = await granted(engine, ttl_seconds=0.2)
-        engine.alarm._scheduler.remove_all_jobs()
+        timer.scheduler.remove_all_jobs()
         assert in_time(await until_reclaimed(engine, lease))
     await check_invariants(database, store)
 
@@ -201,7 +203,7 @@ class _Counting(Database):
     looks = 0
 
     async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
-        self.looks += sql == _LOOK
+        self.looks += sql == LOOK
         return await super().fetch(sql, *args)
 
 
@@ -256,9 +258,9 @@ async def test_the_look_ahead_survives_the_loss_of_its_connections(
     "sql, index",
     [
         (NEXT_DUE, "ix_mpack_leases_due"),
-        (_LOOK, "ix_mpack_leases_due"),
-        (_LOOK, "ix_mpack_leases_claimed_by"),
-        (_FREE_DEAD_CLAIMS, "ix_mpack_leases_claimed_by"),
+        (LOOK, "ix_mpack_leases_due"),
+        (LOOK, "ix_mpack_leases_claimed_by"),
+        (FREE_DEAD_CLAIMS, "ix_mpack_leases_claimed_by"),
     ],
     ids=["next due", "look ahead", "dead claims in it", "freeing dead claims"],
 )

@@ -18,6 +18,7 @@ from leases.log import EventLog
 from leases.model import Trigger
 from leases.outside import check_store, published_in_store
 from leases.owner import Mark
+from leases.postgres_ledger import PostgresLedger
 from tests.fakes import ListingStore
 from tests.integration.commands import Commands
 from tests.invariants import check_invariants
@@ -198,7 +199,7 @@ async def test_an_event_in_another_place_is_named(
 
 async def rewritten(database: Database, *, actor: str) -> None:
     """As somebody with the owner's rights who knows how the chain is made."""
-    log = EventLog(database, SystemClock())
+    log = EventLog(PostgresLedger(database), SystemClock())
     head = await log.head()
     previous, statements = genesis(head["log_id"]), []
     for recorded in await log.read(after=0, limit=1000):

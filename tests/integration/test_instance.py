@@ -13,6 +13,7 @@ from leases.database import Database
 from leases.engine import LeaseEngine
 from leases.instance import LIVE_INSTANCES, LOCK_CLASS, Instance
 from leases.model import Lease, LeaseState, Trigger
+from leases.postgres_ledger import PostgresLedger
 from tests.fakes import ListingStore
 from tests.invariants import check_invariants
 from tests.leasing import (
@@ -74,7 +75,7 @@ async def test_an_instance_is_listed_while_it_runs(database: Database, store: Li
 async def test_any_id_is_listed_as_it_is_claimed_with(database: Database) -> None:
     """The lock's key is a signed number, the id is not."""
     for instance_id in ("00000001", "7fffffff", "80000000", "ffffffff"):
-        instance = Instance(database, SystemClock())
+        instance = Instance(PostgresLedger(database), SystemClock())
         instance.instance_id = instance_id
         ready = asyncio.Event()
         task = asyncio.ensure_future(instance.run(ready=ready))
@@ -196,7 +197,7 @@ async def test_a_lock_that_was_still_held_is_taken_later(
     database: Database, database_url: str
 ) -> None:
     """The server may notice the end of our old session only after we have a new one."""
-    instance = Instance(database, SystemClock(), ping_seconds=0.05)
+    instance = Instance(PostgresLedger(database), SystemClock(), ping_seconds=0.05)
     ready = asyncio.Event()
     async with connection_to(database_url) as old:
         await old.execute(f"SELECT pg_advisory_lock({LOCK_CLASS}, {instance._lock_key()})")
@@ -235,7 +236,7 @@ async def test_listeners_hear_and_hear_again_after_a_reconnection(
 async def test_listening_while_the_session_is_being_made_does_no_harm(
     database: Database,
 ) -> None:
-    instance = Instance(database, SystemClock())
+    instance = Instance(PostgresLedger(database), SystemClock())
     heard: list[str] = []
     for number in range(50):
         await instance.listen(f"early_{number}", heard.append)
@@ -243,7 +244,7 @@ async def test_listening_while_the_session_is_being_made_does_no_harm(
     task = asyncio.ensure_future(instance.run(ready=ready))
 
     async def connected() -> bool:
-        return instance._driver is not None
+        return instance._held is not None
 
     await until(connected)
     await asyncio.gather(*(instance.listen(f"late_{n}", heard.append) for n in range(5)))

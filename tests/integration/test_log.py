@@ -26,6 +26,7 @@ from leases.errors import (
 )
 from leases.log import EventLog, Recorded
 from leases.model import Trigger
+from leases.postgres_ledger import PostgresLedger
 from tests.fakes import ListingStore
 from tests.invariants import check_invariants
 from tests.leasing import connection_to, due, engine_on, granted, lock_waiters, note
@@ -35,7 +36,7 @@ TOKEN = UUID(int=7)
 
 @pytest.fixture
 async def log(database: Database) -> AsyncIterator[EventLog]:
-    log = EventLog(database, SystemClock())
+    log = EventLog(PostgresLedger(database), SystemClock())
     task = asyncio.ensure_future(log.run())
     yield log
     task.cancel()
@@ -279,7 +280,7 @@ async def test_whoever_still_waits_at_the_end_is_told(
     database: Database, database_url: str
 ) -> None:
     """In a call, waiting for it, or coming too late: nobody hangs, nobody looks cancelled."""
-    log = EventLog(database, SystemClock())
+    log = EventLog(PostgresLedger(database), SystemClock())
     task = asyncio.ensure_future(log.run())
     async with connection_to(database_url) as holder:
         await holder.execute("BEGIN; SELECT FROM event_head FOR UPDATE")
@@ -421,7 +422,7 @@ async def end_other_sessions(database: Database) -> None:
 async def test_a_call_whose_answer_is_lost_is_one_event(engine: AsyncEngine) -> None:
     """The batcher sends it again; the event's id makes that the same event."""
     database = _LosesAnAnswer(engine)
-    log = EventLog(database, SystemClock())
+    log = EventLog(PostgresLedger(database), SystemClock())
     task = asyncio.ensure_future(log.run())
     (recorded,) = await log.append([note("repo/1")])
     task.cancel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -11,7 +11,7 @@ from leases.database import Database
 from leases.engine import LeaseEngine
 from leases.ids import mpack_id_time, new_mpack_id
 from leases.lessor import Caller
-from leases.model import LeaseState, Trigger, storage_key
+from leases.model import Lease, LeaseKind, LeaseState, Outcome, Trigger, storage_key
 from leases.reconcile import Finding, Verdict, judge
 from tests.fakes import ListingStore, MemoryStore
 from tests.invariants import check_invariants
@@ -46,14 +46,29 @@ async def engine(database: Database, store: ListingStore) -> AsyncIterator[Lease
         yield engine
 
 
+def _lease(state: LeaseState, outcome: Outcome | None = None) -> Lease:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    return Lease(
+        mpack_id=MPACK_ID,
+        kind=LeaseKind.PACK,
+        repo_id="repo-1",
+        storage_key=KEY,
+        state=state,
+        outcome=outcome,
+        granted_at=moment,
+        delete_at=moment,
+        version=1,
+    )
+
+
 @pytest.mark.parametrize(
-    "key, row, verdict",
+    "key, lease, verdict",
     [
         (KEY, None, Verdict.ADOPT),
-        (KEY, {"state": "active", "outcome": None}, Verdict.EXPECTED),
-        (KEY, {"state": "reserved", "outcome": None}, Verdict.EXPECTED),
-        (KEY, {"state": "reclaimed", "outcome": "deleted"}, Verdict.RESIDUE),
-        (KEY, {"state": "reclaimed", "outcome": "forgotten"}, Verdict.FORGOTTEN),
+        (KEY, _lease(LeaseState.ACTIVE), Verdict.EXPECTED),
+        (KEY, _lease(LeaseState.RESERVED), Verdict.EXPECTED),
+        (KEY, _lease(LeaseState.RECLAIMED, Outcome.DELETED), Verdict.RESIDUE),
+        (KEY, _lease(LeaseState.RECLAIMED, Outcome.FORGOTTEN), Verdict.FORGOTTEN),
         (storage_key("other", MPACK_ID), None, Verdict.FOREIGN),
         (f"{KEY}/part", None, Verdict.FOREIGN),
         (storage_key("log", "x"), None, Verdict.FOREIGN),
@@ -61,8 +76,8 @@ async def engine(database: Database, store: ListingStore) -> AsyncIterator[Lease
         ("transient/", None, Verdict.FOREIGN),
     ],
 )
-def test_judge(key: str, row: dict[str, object] | None, verdict: Verdict) -> None:
-    assert judge(key, log_id="log", row=row) is verdict
+def test_judge(key: str, lease: Lease | None, verdict: Verdict) -> None:
+    assert judge(key, log_id="log", lease=lease) is verdict
 
 
 async def test_all_is_well(engine: LeaseEngine, store: ListingStore) -> None:

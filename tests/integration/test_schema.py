@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from leases.clock import SystemClock
 from leases.database import Database
 from leases.log import EventLog
+from leases.postgres_ledger import PostgresLedger
 from schema import migrate
 from schema.tables import metadata
 from tests.leasing import note
@@ -36,7 +37,7 @@ async def objects(engine: AsyncEngine) -> list[str]:
 @pytest.fixture
 async def log(engine: AsyncEngine) -> AsyncIterator[EventLog]:
     database = Database(engine)
-    log = EventLog(database, SystemClock())
+    log = EventLog(PostgresLedger(database), SystemClock())
     task = asyncio.ensure_future(log.run())
     yield log
     task.cancel()
@@ -144,7 +145,7 @@ async def test_the_log_works_in_a_schema_of_another_name(engine: AsyncEngine) ->
     await engine.dispose()
     await migrate.upgrade(engine)
     database = Database(engine)
-    log = EventLog(database, SystemClock())
+    log = EventLog(PostgresLedger(database), SystemClock())
     task = asyncio.ensure_future(log.run())
     (recorded,) = await log.append([note("repo/1")])
     task.cancel()

@@ -49,7 +49,7 @@ async def test_open_leases_are_counted_and_closed_ones_are_not(database: Databas
 
 async def test_a_pause_is_told(database: Database) -> None:
     async with engine_on(database, ListingStore()) as engine:
-        pauses = Pauses(database, engine.log)
+        pauses = Pauses(engine.log)
         assert await pauses.pause(reason="moving house", caller=CALLER)
         assert not await pauses.pause(reason="again", caller=CALLER)
         stats = await read_stats(database)

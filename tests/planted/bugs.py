@@ -12,6 +12,7 @@ DELETIONS = "leases/deletions.py"
 RECONCILE = "leases/reconcile.py"
 OWNER = "leases/owner.py"
 ALARM = "leases/alarm.py"
+TIMER = "leases/timer.py"
 DEPOSIT = "gateway/packs/deposit.py"
 BULK = "gateway/storage/s3_deletions.py"
 
@@ -290,7 +291,7 @@ _REAP = (
     ),
     _bug(
         "misfire-default",
-        ALARM,
+        TIMER,
         "misfire_grace_time=None,",
         "misfire_grace_time=1,",
         says="a job that a busy loop makes late is dropped",
@@ -298,8 +299,8 @@ _REAP = (
     _bug(
         "dead-claims-kept",
         ALARM,
-        'if row["dead_claims"]:',
-        'if row["dead_claims"] and not row["due"]:',
+        "if look.dead_claims:",
+        "if look.dead_claims and not look.due:",
         says="what a killed process had claimed waits for the claim limit",
     ),
     _bug(
@@ -344,15 +345,15 @@ _STORE = (
     _bug(
         "reconcile-reports-forgotten-as-residue",
         RECONCILE,
-        'return Verdict.FORGOTTEN if row["outcome"] == Outcome.FORGOTTEN else Verdict.RESIDUE',
+        "return Verdict.FORGOTTEN if lease.outcome is Outcome.FORGOTTEN else Verdict.RESIDUE",
         "return Verdict.RESIDUE",
         says="a blob that an operator kept is deleted",
     ),
     _bug(
         "reconcile-trusts-old-listing",
         RECONCILE,
-        'case Verdict.RESIDUE if rows[mpack_id]["reclaimed_at"] >= started_at:',
-        'case Verdict.RESIDUE if rows[mpack_id]["reclaimed_at"] is None:',
+        "if lease.reclaimed_at >= started_at:",
+        "if lease.reclaimed_at is None:",
         says="what was reaped after it was listed is told as a blob that came back",
     ),
 )

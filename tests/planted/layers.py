@@ -16,6 +16,7 @@ from tests.planted.bugs import (
     OWNER,
     REAPER,
     RECONCILE,
+    TIMER,
     Bug,
 )
 
@@ -38,6 +39,7 @@ _MEETS: Mapping[str, Sequence[str]] = {
     DELETIONS: _REAPS,
     BULK: ("test_s3_store", "test_s3_leases"),
     ALARM: ("test_alarm", "test_instance"),
+    TIMER: ("test_alarm",),
     "leases/engine.py": ("test_alarm", "test_owner"),
     OWNER: ("test_owner", "test_pause"),
     RECONCILE: ("test_reconcile",),

@@ -19,6 +19,7 @@ from leases.lessor import LEASE_COLUMNS, Lessor, lease_of, lease_stream
 from leases.log import EventLog
 from leases.model import AdoptLease, Command, Lease, ReserveLease
 from leases.policy import LeasePolicy
+from leases.postgres_ledger import PostgresLedger
 from tests.databases import NewDatabase
 from tests.fakes import MemoryStore
 from tests.leasing import CALLER
@@ -38,9 +39,11 @@ class Machinery:
 
     @classmethod
     def on(cls, database: Database) -> Machinery:
-        log = EventLog(database, SystemClock())
+        log = EventLog(PostgresLedger(database), SystemClock())
         store = MemoryStore()
-        lessor = Lessor(database, log, LeasePolicy(), store=store, log_id="l", replica="test")
+        lessor = Lessor(
+            PostgresLedger(database), log, LeasePolicy(), store=store, log_id="l", replica="test"
+        )
         return cls(database, log, lessor)
 
     async def carry_out(self, mpack_id: str, script: list[Command]) -> None:

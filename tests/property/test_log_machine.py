@@ -19,6 +19,7 @@ from leases.clock import SystemClock
 from leases.database import Database
 from leases.errors import VersionConflict
 from leases.log import EventLog, NewEvent
+from leases.postgres_ledger import PostgresLedger
 from tests.databases import NewDatabase
 from tests.leasing import another_database, note
 
@@ -37,7 +38,7 @@ Plan = Sequence[Sequence[Sequence[tuple[str, bool]]]]
 
 async def write_all(url: str, plan: Plan) -> None:
     async with another_database(url) as one, another_database(url) as other:
-        logs = [EventLog(database, SystemClock()) for database in (one, other)]
+        logs = [EventLog(PostgresLedger(database), SystemClock()) for database in (one, other)]
         confirmed: list[NewEvent] = []
         refused: list[NewEvent] = []
         seen: Counter[str] = Counter()
@@ -70,7 +71,7 @@ async def write_all(url: str, plan: Plan) -> None:
 async def check(
     database: Database, confirmed: Sequence[NewEvent], refused: Sequence[NewEvent]
 ) -> None:
-    log = EventLog(database, SystemClock())
+    log = EventLog(PostgresLedger(database), SystemClock())
     events: list[StoredEvent] = list(await log.read(after=0, limit=100_000))
     assert [event.position for event in events] == list(range(1, len(events) + 1))
     assert {event.event_id for event in events} == {event.event_id for event in confirmed}
