@@ -183,11 +183,14 @@ class Metrics:
             self._store.labels(call)
             self._store_errors.labels(call)
         self._built = self._histogram(
-            "mpack_build_seconds", "Building and storing a pack, from its turn on.", _LONG_SECONDS
+            "mpack_build_seconds", "Building a pack, from its turn until stored.", _LONG_SECONDS
         )
         self._built_bytes = self._counter("mpack_built_bytes", "Bytes of packs that were built.")
+        self._served_bytes = self._counter(
+            "mpack_served_bytes", "Bytes of packs that callers were given, by URL or inline."
+        )
         self._slots = self._counter(
-            "mpack_slot_requests", "What callers who would share a pack found.", ["result"]
+            "mpack_slot_requests", "What callers who want a pack found.", ["result"]
         )
         for answer in SlotAnswer:
             self._slots.labels(answer)
@@ -205,9 +208,13 @@ class Metrics:
             self._store_errors.labels(call).inc()
 
     def built(self, *, size_bytes: int, seconds: float) -> None:
-        """A pack stands in the store under an active lease."""
+        """A pack is built and, where it is kept, stored."""
         self._built.observe(seconds)
         self._built_bytes.inc(size_bytes)
+
+    def served(self, size_bytes: int) -> None:
+        """A caller was given a pack."""
+        self._served_bytes.inc(size_bytes)
 
     def slot_asked(self, answer: SlotAnswer) -> None:
         """A caller looked for a pack to share."""

@@ -19,6 +19,9 @@ from leases.pause import PAUSE_COLUMNS, PAUSE_SOURCE
 # look-ahead, and several times what a take-over after kill -9 needs.
 UNATTENDED_SECONDS = 5.0
 
+_BYTES = "COALESCE(sum(size_bytes), 0)::bigint"
+_OPEN = "mpack_leases WHERE state <> 'reclaimed'"
+_BYTES_HELD = f"SELECT {_BYTES} AS bytes_held FROM {_OPEN}"
 _STATS = f"""
 SELECT leases.*, head.position AS head_position, head.log_id,
        cardinality({LIVE_INSTANCES}) AS replicas, pause.*
@@ -33,8 +36,8 @@ FROM (
                             - make_interval(secs => $1)) AS unattended,
            COALESCE(extract(epoch FROM statement_timestamp() - min(delete_at)), 0)::float8
                AS oldest_overdue_seconds,
-           COALESCE(sum(size_bytes), 0)::bigint AS bytes_held
-    FROM mpack_leases WHERE state <> 'reclaimed') AS leases,
+           {_BYTES} AS bytes_held
+    FROM {_OPEN}) AS leases,
     event_head AS head,
     (SELECT {PAUSE_COLUMNS} FROM {PAUSE_SOURCE}) AS pause
 """
@@ -110,3 +113,13 @@ async def read_stats(database: Database) -> Stats:
         paused_at=row["paused_at"] if row["paused"] else None,
         pause_reason=row["pause_reason"] if row["paused"] else None,
     )
+
+
+async def read_bytes_held(database: Database) -> int:
+    """The bytes of all open leases' blobs, of those that are still being built not yet.
+
+    Errors: DatabaseUnavailable.
+    """
+    row = await database.fetchrow(_BYTES_HELD)
+    assert row is not None
+    return int(row["bytes_held"])

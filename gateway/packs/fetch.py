@@ -21,12 +21,14 @@ import structlog
 from gateway.packs.build import PackBuilder
 from gateway.packs.clone_keys import CloneKeys
 from gateway.packs.deposit import Deposits
-from gateway.packs.inline import InlinePack, empty_pack, inline_of, read_back
+from gateway.packs.doorkeeper import Doorkeeper
+from gateway.packs.inline import InlinePack, inline_nothing, inline_of, read_back
+from gateway.packs.kept_bytes import KeptBytes
 from gateway.packs.lacking import Lacking, Question, check_wanted, find_lacking
 from gateway.packs.object_urls import ObjectUrls
 from gateway.packs.objects import ObjectReader
-from gateway.packs.observe import NOBODY, PackObserver
-from gateway.packs.plan import Counts, count_entities
+from gateway.packs.observe import NOBODY, PackObserver, SlotAnswer
+from gateway.packs.plan import Counts, Plan, count_entities
 from gateway.packs.policy import PackPolicy
 from gateway.packs.sharing import Holding, OpenReader, PackSharing, Wish, check_inline
 from gateway.packs.slots import Slots
@@ -91,6 +93,8 @@ class PackService:
             self._store, self.policy, self.budget, admission=self._availability
         )
         self._clone_keys = CloneKeys()
+        self._doorkeeper = Doorkeeper(self.policy.inline_keep_window_seconds)
+        self.kept = KeptBytes(engine, budget_bytes=self.policy.transient_bytes_budget)
         self._tasks = asyncio.TaskGroup()
         self._running: list[asyncio.Task[None]] = []
 
@@ -105,6 +109,7 @@ class PackService:
             policy=self.policy,
             budget=self.budget,
             admission=self._availability,
+            kept=self.kept,
             steps=self._step,
             observer=self._observer,
         )
@@ -120,7 +125,7 @@ class PackService:
         self._tasks = await asyncio.TaskGroup().__aenter__()
         self.sharing.tasks = self._tasks
         await self._slots.listen()
-        for work in (self._tidy(), self._availability.run()):
+        for work in (self._tidy(), self._availability.run(), self.kept.run()):
             self._running.append(self._tasks.create_task(work))
         return self
 
@@ -159,7 +164,7 @@ class PackService:
             open_reader, question, encoding=encoding, ttl_seconds=ttl_seconds, caller=caller
         )
         if not self._engine.store.supports_presign:
-            return await self._built_inline(wish)
+            return await self._built_in_memory(wish)
         if share and ttl_seconds >= self._engine.policy.share_ttl_min_seconds:
             holding = await self.sharing.shared(wish)
         else:
@@ -179,7 +184,8 @@ class PackService:
     ) -> InlinePack:
         """The pack itself with `pairs` (`branch_heads`) added to its map.
 
-        While the store takes no blobs it is built from the segments and answered, under no lease.
+        What nobody shares is built from the segments and answered, under no lease; so is everything
+        while the store takes no blobs. It is stored for others from the second asking on.
 
         Errors: as `fetch_mpack`; TooLarge (413) above `inline_bytes_max`, always before the first
                 byte.
@@ -187,20 +193,18 @@ class PackService:
         question = Question(repo_id=repo_id, want=list(want), have=list(have))
         wish = await self._wish(open_reader, question, inline=True, caller=caller)
         if wish.known_lacking is not None and not wish.known_lacking.commits:
-            return inline_of(empty_pack(), pairs, Counts(commits=0, snapshots=0, objects=0))
+            return inline_nothing(pairs)
         storing = self._engine.store.supports_presign and self._availability.may(Need.WRITING)
-        if not storing:
-            answer = await self._built_inline(wish)
-            assert answer.mpack is not None
-            return inline_of(answer.mpack, pairs, answer.counts)
+        if not (storing and share and await self._worth_keeping(wish)):
+            return await self._passed_through(wish, pairs)
         self._availability.check(Need.READING)
         try:
-            return await self._read_back(wish, pairs, share=share, gone=())
+            return await self._read_back(wish, pairs, gone=())
         except BlobMissing as error:
             # The slot led to a pack whose blob is gone: once more, with a new one.
             _log.warning("shared_pack_gone", **error.fields)
             gone = (str(error.fields.get("mpack_id", "")),)
-            return await self._read_back(wish, pairs, share=share, gone=gone)
+            return await self._read_back(wish, pairs, gone=gone)
 
     # The parts of a fetch. -----------------------------------------------------------------------
 
@@ -249,6 +253,7 @@ class PackService:
                 lease.storage_key, expires_in=url_seconds(holding.expires_at, now)
             )
         self._step(Step.URL_SIGNED)
+        self._observer.served(lease.size_bytes)
         now = self._engine.database_clock.now()
         return FetchAnswer(
             mpack_id=lease.mpack_id,
@@ -271,25 +276,40 @@ class PackService:
         self._slots.remember(holding.lease.mpack_id, counts)
         return counts
 
-    async def _built_inline(self, wish: Wish) -> FetchAnswer:
-        """For stores without URLs, or that take no blobs: nothing is stored, no lease is made."""
-        self._availability.check(Need.READING)
-        async with self.sharing.turns.turn():
-            with self._availability.turn(Need.READING):
-                return await self._built_in_memory(wish)
+    # Inline. -------------------------------------------------------------------------------------
 
-    async def _built_in_memory(self, wish: Wish) -> FetchAnswer:
-        plan = await self.sharing.read_plan(wish)
+    async def _worth_keeping(self, wish: Wish) -> bool:
+        """Whether an inline pack goes through the store: it stands there or is on its way, or
+        somebody has asked for it before, and there is room for what nobody was promised.
+        """
+        now = self._engine.clock.monotonic()
+        self._doorkeeper.knock(wish.cache_key, now)
+        if await self.sharing.stands(wish):
+            return True
+        # Meanwhile the others of a crowd that comes at once have knocked, too.
+        return self._doorkeeper.asked_again(wish.cache_key, now) and self.kept.has_room()
+
+    async def _passed_through(self, wish: Wish, pairs: Mapping[str, Any]) -> InlinePack:
+        """Build it for this caller alone; the spool goes with the answer."""
+        plan, _sha256 = await self._built(wish)
         spool = plan.writer.spool
         try:
-            check_inline(plan.bytes_planned, self.policy)
-            await self._builder.fill(plan)
-            sha256 = await plan.writer.finish()
-            check_inline(spool.size_bytes, self.policy)
-            self._step(Step.PACK_BUILT)
+            pack = await inline_of(spool, pairs, plan.counts)
+        except BaseException:
+            await spool.close()
+            raise
+        self._observer.served(spool.size_bytes)
+        return pack
+
+    async def _built_in_memory(self, wish: Wish) -> FetchAnswer:
+        """For a store without URLs: the bytes are the answer."""
+        plan, sha256 = await self._built(wish)
+        spool = plan.writer.spool
+        try:
             mpack = await spool.read(0, spool.size_bytes)
         finally:
             await spool.close()
+        self._observer.served(len(mpack))
         return FetchAnswer(
             mpack=mpack,
             sha256=sha256,
@@ -298,13 +318,34 @@ class PackService:
             counts=plan.counts,
         )
 
+    async def _built(self, wish: Wish) -> tuple[Plan, str]:
+        """A pack that is not stored, under no lease: in its spool, which is the caller's to close,
+        and its hash.
+        """
+        self._observer.slot_asked(SlotAnswer.PASSED)
+        self._availability.check(Need.READING)
+        async with self.sharing.turns.turn():
+            began = self._engine.clock.monotonic()
+            with self._availability.turn(Need.READING):
+                plan = await self.sharing.read_plan(wish)
+                spool = plan.writer.spool
+                try:
+                    check_inline(plan.bytes_planned, self.policy)
+                    await self._builder.fill(plan)
+                    sha256 = await plan.writer.finish()
+                    check_inline(spool.size_bytes, self.policy)
+                except BaseException:
+                    await spool.close()
+                    raise
+            seconds = self._engine.clock.monotonic() - began
+        self._step(Step.PACK_BUILT)
+        self._observer.built(size_bytes=spool.size_bytes, seconds=seconds)
+        return plan, sha256
+
     async def _read_back(
-        self, wish: Wish, pairs: Mapping[str, Any], *, share: bool, gone: tuple[str, ...]
+        self, wish: Wish, pairs: Mapping[str, Any], *, gone: tuple[str, ...]
     ) -> InlinePack:
-        if share:
-            holding = await self.sharing.shared(wish, gone=gone)
-        else:
-            holding = await self.sharing.alone(wish)
+        holding = await self.sharing.shared(wish, gone=gone)
         lease = holding.lease
         assert lease.size_bytes is not None
         check_inline(lease.size_bytes, self.policy)
@@ -317,6 +358,7 @@ class PackService:
             )
         except BlobMissing as error:
             raise BlobMissing(mpack_id=lease.mpack_id) from error
+        self._observer.served(lease.size_bytes)
         return InlinePack(
             size_bytes=size_bytes, chunks=chunks, counts=holding.counts, mpack_id=lease.mpack_id
         )

@@ -12,6 +12,7 @@ class SlotAnswer(StrEnum):
     HIT = "hit"  # A published pack with life enough.
     JOINED = "joined"  # One that is being built in this process.
     MISS = "miss"  # None: this caller's request took the slot, or waits for another replica's.
+    PASSED = "passed"  # None was looked for or kept: built into this caller's answer alone.
 
 
 class PackObserver(Protocol):
@@ -21,7 +22,10 @@ class PackObserver(Protocol):
         """A caller looked for a pack to share."""
 
     def built(self, *, size_bytes: int, seconds: float) -> None:
-        """A pack stands in the store under an active lease; counted from its turn on."""
+        """A pack is built and, where it is kept, stored; counted from its turn on."""
+
+    def served(self, size_bytes: int) -> None:
+        """A caller was given a pack of this size: its URL, or the bytes themselves."""
 
 
 class NoPackObserver:
@@ -30,6 +34,8 @@ class NoPackObserver:
     def slot_asked(self, answer: SlotAnswer) -> None: ...
 
     def built(self, *, size_bytes: int, seconds: float) -> None: ...
+
+    def served(self, size_bytes: int) -> None: ...
 
 
 NOBODY: PackObserver = NoPackObserver()

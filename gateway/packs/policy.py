@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 _MIB = 1 << 20
+_MAY_BE_ZERO = ("build_join_gap_bytes", "inline_keep_window_seconds", "transient_bytes_budget")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,8 @@ class PackPolicy:
     """
 
     inline_bytes_max: int = 64 * _MIB
+    inline_keep_window_seconds: float = 300
+    transient_bytes_budget: int = 0
     pack_bytes_max: int = 16 * 1024 * _MIB
     build_read_bytes_max: int = _MIB
     build_reads_parallel: int = 8
@@ -44,8 +47,11 @@ class PackPolicy:
             f"{field.name} must be above zero"
             for field in fields(self)
             if isinstance(getattr(self, field.name), int | float)
-            and field.name != "build_join_gap_bytes"
+            and field.name not in _MAY_BE_ZERO
             and not getattr(self, field.name) > 0
+        ]
+        found += [
+            f"{name} must not be negative" for name in _MAY_BE_ZERO if not getattr(self, name) >= 0
         ]
         if self.build_read_bytes_max < 4096:
             found.append("build_read_bytes_max must be at least 4096: it holds an entry's head")

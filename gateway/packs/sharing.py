@@ -18,6 +18,7 @@ import structlog
 from gateway.errors import BuildFailed, BuildsBusy, TooLarge
 from gateway.packs.deposit import Deposits
 from gateway.packs.flight import CallersGone, Deposited, Flight
+from gateway.packs.kept_bytes import KeptBytes
 from gateway.packs.lacking import Lacking, Question, find_lacking
 from gateway.packs.manifest_rows import Reader
 from gateway.packs.observe import NOBODY, PackObserver, SlotAnswer
@@ -100,6 +101,7 @@ class PackSharing:
         policy: PackPolicy,
         budget: SpoolBudget,
         admission: Admission,
+        kept: KeptBytes,
         steps: Steps = no_steps,
         observer: PackObserver = NOBODY,
     ) -> None:
@@ -109,6 +111,7 @@ class PackSharing:
         self._policy = policy
         self._budget = budget
         self._admission = admission
+        self._kept = kept
         self._step = steps
         self._observer = observer
         self._flights: dict[str, Flight] = {}
@@ -163,6 +166,15 @@ class PackSharing:
         assert lease.expires_at is not None
         return Holding(lease=lease, expires_at=lease.expires_at, counts=counts, shared=False)
 
+    async def stands(self, wish: Wish) -> bool:
+        """Whether there is such a pack to share, or one is on its way."""
+        if wish.cache_key in self._flights:
+            return True
+        slot = await self.slots.look(wish.cache_key)
+        if slot is None or not slot.published:
+            return slot is not None and not slot.dead
+        return self._living(slot, wish.ttl_seconds) is not None
+
     def flights(self) -> list[Flight]:
         """The shared packs that are on their way now."""
         return list(self._flights.values())
@@ -190,15 +202,11 @@ class PackSharing:
         """Share the slot's pack if it lives long enough, or can be made to."""
         if slot is None:
             return None
-        lease, policy = slot.lease, self._engine.policy
-        if lease is None or lease.state is not LeaseState.ACTIVE or lease.revoked_at is not None:
+        expires_at = await self._promised(slot.now, wish)
+        lease = self._living(slot, (expires_at - slot.now) / timedelta(seconds=1))
+        if lease is None or self._life_end(lease) < expires_at:
             return None
         assert lease.expires_at is not None
-        expires_at = await self._promised(slot.now, wish)
-        life_seconds = (expires_at - slot.now) / timedelta(seconds=1)
-        guard = timedelta(seconds=policy.share_guard(life_seconds))
-        if lease.expires_at - slot.now <= guard or self._life_end(lease) < expires_at:
-            return None
         if lease.expires_at < expires_at:
             renewed = await self._renewed(lease, wish, expires_at)
             if renewed is None or renewed.expires_at is None or renewed.expires_at < expires_at:
@@ -206,6 +214,15 @@ class PackSharing:
             lease = renewed
         counts = self.slots.counts(lease.mpack_id)
         return Holding(lease=lease, expires_at=expires_at, counts=counts, shared=True)
+
+    def _living(self, slot: Slot, life_seconds: float) -> Lease | None:
+        """The slot's lease, if it has life enough left to be renewed to so much."""
+        lease = slot.lease
+        if lease is None or lease.state is not LeaseState.ACTIVE or lease.revoked_at is not None:
+            return None
+        assert lease.expires_at is not None
+        guard = timedelta(seconds=self._engine.policy.share_guard(life_seconds))
+        return lease if lease.expires_at - slot.now > guard else None
 
     async def _renewed(self, lease: Lease, wish: Wish, expires_at: datetime) -> Lease | None:
         """The lease as another caller has just renewed it, or renewed for this one.
@@ -229,7 +246,7 @@ class PackSharing:
                 del self._renewals[lease.mpack_id]
 
     async def _renew(self, lease: Lease, wish: Wish) -> Lease | None:
-        ttl_seconds = wish.ttl_seconds * self._engine.policy.renew_factor
+        ttl_seconds = wish.ttl_seconds * self._kept.renew_factor()
         try:
             renewed = await self._engine.lessor.renew(
                 lease.mpack_id, ttl_seconds=ttl_seconds, caller=wish.caller

@@ -15,8 +15,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from gateway.packs.fetch import FetchAnswer
+from gateway.packs.inline import InlinePack
 from gateway.packs.negotiate import negotiate
 from gateway.packs.repos import Repo, branch_heads
 from gateway.packs.transaction import reading
@@ -138,14 +140,29 @@ async def _inline(
     )
     accept = ",".join(request.headers.getlist("accept"))
     if wanted_format(accept, default="msgpack") == "json":
-        content = b"".join([chunk async for chunk in pack.chunks])
+        try:
+            content = b"".join([chunk async for chunk in pack.chunks])
+        finally:
+            await pack.close()
         return render(request, msgspec.msgpack.decode(content))
-    return StreamingResponse(
-        pack.chunks,
-        media_type=MSGPACK,
-        headers={
+    return PackResponse(pack)
+
+
+class PackResponse(StreamingResponse):
+    """A pack as it is read; closed even when the caller hung up before the first byte."""
+
+    def __init__(self, pack: InlinePack) -> None:
+        headers = {
             "Cache-Control": "no-store",
             "Content-Length": str(pack.size_bytes),
             "Vary": "Accept",
-        },
-    )
+        }
+        super().__init__(pack.chunks, media_type=MSGPACK, headers=headers)
+        self._pack = pack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._pack.close()

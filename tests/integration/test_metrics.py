@@ -43,12 +43,24 @@ async def test_a_pack_leaves_its_traces(live_gateway: LiveGateway) -> None:
     assert seen.value("mpack_slot_requests_total", result="hit") == 1
     assert seen.value("mpack_build_seconds_count") == 1
     assert seen.value("mpack_built_bytes_total") == seen.value("mpack_bytes_held") > 5000
+    assert seen.value("mpack_served_bytes_total") == 2 * seen.value("mpack_built_bytes_total")
     assert seen.value("mpack_store_seconds_count", call="put") >= 2
     assert seen.value("mpack_database_seconds_count") > 5
     asked = {"method": "POST", "route": "/{owner}/{repo}/fetch/mpack", "status": "2xx"}
     assert seen.value("mpack_request_seconds_count", **asked) == 2
     assert seen.value("mpack_answer_bytes_total", route=asked["route"]) > 100
     assert seen.value("mpack_log_position") == seen.value("mpack_events_appended_total")
+
+
+async def test_a_pack_that_is_not_kept_is_built_and_served(live_gateway: LiveGateway) -> None:
+    history = await push_and_fetch(live_gateway, times=0)
+    answer = await live_gateway.call("POST", "/o/r/fetch", {"want": [history.head.commit_id]})
+    assert answer.status == 200
+    seen = await scrape(live_gateway)
+    assert seen.value("mpack_slot_requests_total", result="passed") == 1
+    assert seen.value("mpack_build_seconds_count") == 1
+    assert seen.value("mpack_served_bytes_total") == seen.value("mpack_built_bytes_total") > 5000
+    assert seen.value("mpack_leases_issued_total") == 0
 
 
 async def test_the_end_of_a_lease_is_counted_with_its_lateness(live_gateway: LiveGateway) -> None:
