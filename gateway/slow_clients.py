@@ -9,6 +9,8 @@ by `BodyPace`, so that the sender is told why; what comes of one behind its answ
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import Any, Protocol, cast
 
 import structlog
@@ -19,6 +21,7 @@ from gateway.errors import BodyTooSlow
 
 # What the common proxies take, with room to spare; httptools itself takes megabytes.
 HEAD_BYTES_MAX = 64 * 1024
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, for no time at all.
 _LOOKS_PER_LIMIT = 2  # So a client is cut within one and a half limits of becoming too slow.
 
 _log = structlog.get_logger(__name__)
@@ -166,6 +169,10 @@ class SheddingProtocol(HttpToolsProtocol):
         self._head_began = None
         self.observer.client_shed(stage)
         _log.info("slow_client_shed", stage=stage)
+        if stage == "answer":
+            # Else the system keeps megabytes of it, for minutes, for somebody who does not read.
+            connection = self.transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self.transport.abort()
 
 
