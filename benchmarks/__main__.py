@@ -24,6 +24,7 @@ from benchmarks.push import PUSH
 from benchmarks.reclaims import RECLAIMS
 from benchmarks.replicas import REPLICAS_LOCAL, REPLICAS_S3
 from benchmarks.restart import RESTART
+from benchmarks.slow_clients import SLOW_CLIENTS
 from gateway.demo.rados_gateway import RadosGatewayMissing
 
 ALL = {
@@ -31,7 +32,7 @@ ALL = {
     for one in (
         *(APPENDS, GRANTS, RECLAIMS, PACKS, PUSH, FETCH, HERD, IDS),
         *(CLONE, CLONE_MANY),
-        *(IDLE, LATENESS),
+        *(IDLE, LATENESS, SLOW_CLIENTS),
         *(REPLICAS_LOCAL, REPLICAS_S3, RESTART, OUTAGE, AUDIT),
     )
 }
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     if options.list:
         for benchmark in ALL.values():
-            print(f"{benchmark.name:10} {benchmark.about}")
+            print(f"{benchmark.name:12} {benchmark.about}")
         return
     if options.page:
         report.write_page()
