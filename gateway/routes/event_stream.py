@@ -24,8 +24,6 @@ from gateway.wire.render import json_bytes
 from leases.errors import Unavailable
 from leases.ports import Clock
 
-# Under load the events of so many seconds are read at once, by each reader.
-_PACE_SECONDS = 0.05
 _AGAIN_SECONDS = 1.0  # While the database is away.
 _RETRY_MS = 1000
 
@@ -96,7 +94,7 @@ class EventStream(Response):
                 if page.events:
                     await sender.chunk(b"".join(framed(event) for event in page.events))
                 if len(page.events) < PAGE_EVENTS and after >= feed.head:
-                    await self._clock.sleep(_PACE_SECONDS)
+                    await self._clock.sleep(feed.pace_seconds)
         await sender.end()
 
     async def _may_go_on(self) -> bool:

@@ -204,6 +204,16 @@ async def test_the_end_of_a_token_ends_its_stream(live_gateway: LiveGateway) -> 
             pass
 
 
+async def test_the_more_there_are_the_longer_each_rests(live_gateway: LiveGateway) -> None:
+    """All of them together ask the database for the end of the log as often as one would."""
+    feed = live_gateway.service.feed
+    async with opened(live_gateway):
+        alone = feed.pace_seconds
+        async with opened(live_gateway), opened(live_gateway):
+            assert feed.pace_seconds == pytest.approx(3 * alone)
+    assert alone < 0.005  # Nobody notices it.
+
+
 async def test_there_are_only_so_many(database_url: str, tmp_path: Path) -> None:
     settings = settings_for(database_url, tmp_path / "data", event_streams_max=1)
     async with serving(settings) as gateway:
