@@ -60,6 +60,12 @@ PARTS = (
         minutes_max=60,
     ),
     Part(
+        name="feed",
+        about="readers of the log's feed for ten minutes of kill -9 and cut notifications",
+        command=("tests.fault.feed", "--minutes", "10", "--seed", "{seed}", "--json", "{out}"),
+        minutes_max=20,
+    ),
+    Part(
         name="planted",
         about="every planted bug, until a layer of tests finds it",
         command=("tests.planted", "--json", "{out}"),
