@@ -10,6 +10,7 @@ from benchmarks import machine, report
 from benchmarks.appends import APPENDS
 from benchmarks.audit import AUDIT
 from benchmarks.clone import CLONE, CLONE_MANY
+from benchmarks.feed import FEED
 from benchmarks.fetch import FETCH
 from benchmarks.figures import Benchmark
 from benchmarks.grants import GRANTS
@@ -32,7 +33,7 @@ ALL = {
     for one in (
         *(APPENDS, GRANTS, RECLAIMS, PACKS, PUSH, FETCH, HERD, IDS),
         *(CLONE, CLONE_MANY),
-        *(IDLE, LATENESS, SLOW_CLIENTS),
+        *(IDLE, LATENESS, FEED, SLOW_CLIENTS),
         *(REPLICAS_LOCAL, REPLICAS_S3, RESTART, OUTAGE, AUDIT),
     )
 }
