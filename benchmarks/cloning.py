@@ -13,7 +13,7 @@ from gateway.client import Client, unpack
 def clone(client: Client) -> int:
     """Fetch all heads and verify everything; the pack's bytes."""
     heads = client.refs().branch_heads
-    answer = client.fetch_mpack(heads.values(), encoding="zstd")
+    answer = client.fetch_mpack(heads.values(), encoding="zstd", snapshots="delta")
     with client.download(answer) as got, unpack(got.path) as pack:
         assert set(heads.values()) <= pack.commits.keys()
         return answer.size_bytes

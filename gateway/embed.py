@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from gateway.packs.fetch import FetchAnswer, PackService
 from gateway.packs.manifest_rows import Reader
 from gateway.packs.policy import PackPolicy
+from gateway.packs.splice import Snapshots
 from gateway.packs.spool import Encoding
 from gateway.wire.render import rfc3339
 from leases.database import Database, translate
@@ -116,6 +117,7 @@ class Gateway:
         ttl_seconds: float | None = None,
         share: bool = True,
         encoding: Encoding = "raw",
+        snapshots: Snapshots = "whole",
         actor: str = "host",
         request_id: str | None = None,
     ) -> MpackAnswer:
@@ -145,6 +147,7 @@ class Gateway:
             ttl_seconds=ttl_seconds,
             share=share,
             encoding=encoding,
+            snapshots=snapshots,
             caller=Caller(actor=actor, request_id=request_id),
         )
         return _told(answer)

@@ -86,10 +86,15 @@ class AsyncClient:
         *,
         ttl_seconds: float | None = None,
         encoding: str | None = None,
+        snapshots: str | None = None,
     ) -> conversations.MpackAnswer:
         """Ask for a pack of what `want` reaches and `have` does not."""
         wish = conversations.Wish(
-            want=tuple(want), have=tuple(have), ttl_seconds=ttl_seconds, encoding=encoding
+            want=tuple(want),
+            have=tuple(have),
+            ttl_seconds=ttl_seconds,
+            encoding=encoding,
+            snapshots=snapshots,
         )
         return await self._run(conversations.fetch_mpack(self._address, wish))
 

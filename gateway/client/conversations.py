@@ -48,6 +48,7 @@ class Wish:
     have: tuple[str, ...] = ()
     ttl_seconds: float | None = None
     encoding: str | None = None
+    snapshots: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +132,8 @@ def fetch_mpack(address: Address, wish: Wish) -> Conversation[MpackAnswer]:
         body["ttl_seconds"] = wish.ttl_seconds
     if wish.encoding is not None:
         body["encoding"] = wish.encoding
+    if wish.snapshots is not None:
+        body["snapshots"] = wish.snapshots
     request = Request(method="POST", path="/fetch/mpack", doing="fetching a pack", body=body)
     answer = yield from ask(address, request)
     return _read_mpack_answer(answer, wish)

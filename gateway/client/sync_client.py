@@ -82,10 +82,19 @@ class Client:
         *,
         ttl_seconds: float | None = None,
         encoding: str | None = None,
+        snapshots: str | None = None,
     ) -> conversations.MpackAnswer:
-        """Ask for a pack of what `want` reaches and `have` does not."""
+        """Ask for a pack of what `want` reaches and `have` does not.
+
+        Shapes:  encoding: "raw" or "zstd"; snapshots: "whole", or "delta" for a pack in which
+                 they are changes on each other. `unpack` reads all of them.
+        """
         wish = conversations.Wish(
-            want=tuple(want), have=tuple(have), ttl_seconds=ttl_seconds, encoding=encoding
+            want=tuple(want),
+            have=tuple(have),
+            ttl_seconds=ttl_seconds,
+            encoding=encoding,
+            snapshots=snapshots,
         )
         return self._run(conversations.fetch_mpack(self._address, wish))
 

@@ -32,6 +32,7 @@ from gateway.packs.plan import Counts, Plan, count_entities
 from gateway.packs.policy import PackPolicy
 from gateway.packs.sharing import Holding, OpenReader, PackSharing, Wish, check_inline
 from gateway.packs.slots import Slots
+from gateway.packs.splice import Snapshots
 from gateway.packs.spool import Encoding, SpoolBudget
 from gateway.packs.store_calls import store_call
 from gateway.packs.url_life import checked_ttl, seconds_left, url_seconds
@@ -150,6 +151,7 @@ class PackService:
         ttl_min_seconds: float = 0.0,
         share: bool = True,
         encoding: Encoding = "raw",
+        snapshots: Snapshots = "whole",
         caller: Caller,
     ) -> FetchAnswer:
         """A pack of exactly what the client lacks, behind a URL that lives `ttl_seconds`.
@@ -161,7 +163,12 @@ class PackService:
         ttl_seconds = checked_ttl(self._engine.policy, ttl_seconds, at_least=ttl_min_seconds)
         question = Question(repo_id=repo_id, want=list(want), have=list(have))
         wish = await self._wish(
-            open_reader, question, encoding=encoding, ttl_seconds=ttl_seconds, caller=caller
+            open_reader,
+            question,
+            encoding=encoding,
+            snapshots=snapshots,
+            ttl_seconds=ttl_seconds,
+            caller=caller,
         )
         if not self._engine.store.supports_presign:
             return await self._built_in_memory(wish)
@@ -180,6 +187,7 @@ class PackService:
         have: Iterable[str],
         pairs: Mapping[str, Any],
         share: bool = True,
+        snapshots: Snapshots = "whole",
         caller: Caller,
     ) -> InlinePack:
         """The pack itself with `pairs` (`branch_heads`) added to its map.
@@ -191,9 +199,11 @@ class PackService:
                 byte.
         """
         question = Question(repo_id=repo_id, want=list(want), have=list(have))
-        wish = await self._wish(open_reader, question, inline=True, caller=caller)
+        wish = await self._wish(
+            open_reader, question, snapshots=snapshots, inline=True, caller=caller
+        )
         if wish.known_lacking is not None and not wish.known_lacking.commits:
-            return inline_nothing(pairs)
+            return inline_nothing(pairs, snapshots)
         storing = self._engine.store.supports_presign and self._availability.may(Need.WRITING)
         if not (storing and share and await self._worth_keeping(wish)):
             return await self._passed_through(wish, pairs)
@@ -214,12 +224,15 @@ class PackService:
         question: Question,
         *,
         encoding: Encoding = "raw",
+        snapshots: Snapshots = "whole",
         inline: bool = False,
         ttl_seconds: float | None = None,
         caller: Caller,
     ) -> Wish:
         form = IdForm.of_first(question.want)
-        remembered = self._clone_keys.get(question, encoding=encoding, form=form)
+        remembered = self._clone_keys.get(
+            question, encoding=encoding, snapshots=snapshots, form=form
+        )
         lacking: Lacking | None = None
         async with open_reader() as reader:
             if remembered is None:
@@ -227,8 +240,10 @@ class PackService:
             else:
                 await check_wanted(reader, question)
         if lacking is not None:
-            remembered = lacking.cache_key(encoding=encoding, form=form)
-            self._clone_keys.keep(remembered, question, encoding=encoding, form=form)
+            remembered = lacking.cache_key(encoding=encoding, snapshots=snapshots, form=form)
+            self._clone_keys.keep(
+                remembered, question, encoding=encoding, snapshots=snapshots, form=form
+            )
         assert remembered is not None
         return Wish(
             question=question,
@@ -236,6 +251,7 @@ class PackService:
             cache_key=remembered,
             form=form,
             encoding=encoding,
+            snapshots=snapshots,
             ttl_seconds=ttl_seconds or self._engine.policy.ttl_default_seconds,
             caller=caller,
             open_reader=open_reader,

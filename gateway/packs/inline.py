@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from gateway.packs.plan import Counts
-from gateway.packs.splice import Reheaded, pack_head, rehead, section
+from gateway.packs.splice import Reheaded, Snapshots, pack_head, rehead, section
 from gateway.packs.spool import Spool
 from gateway.packs.store_calls import store_call
 from leases.errors import Corrupt
@@ -40,9 +40,9 @@ class InlinePack:
     close: Callable[[], Awaitable[None]] = _nothing_to_close
 
 
-def inline_nothing(pairs: Mapping[str, Any]) -> InlinePack:
+def inline_nothing(pairs: Mapping[str, Any], snapshots: Snapshots) -> InlinePack:
     """The pack of nothing, for who is up to date."""
-    pack = pack_head(0) + section("snapshots", 0) + section("objects", 0)
+    pack = pack_head(0, snapshots=snapshots) + section("snapshots", 0) + section("objects", 0)
     around = rehead(pack, pairs)
 
     async def chunks() -> AsyncIterator[bytes]:

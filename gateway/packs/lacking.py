@@ -37,7 +37,7 @@ from gateway.packs.commit_rows import (
     whole_graph,
 )
 from gateway.packs.manifest_rows import Reader
-from gateway.packs.splice import cache_key
+from gateway.packs.splice import Snapshots, cache_key
 from gateway.wire.ids import PREFIX, IdForm
 from leases.errors import Corrupt
 
@@ -97,16 +97,19 @@ class Lacking:
         """The commits to send."""
         return self.difference.missing
 
-    def cache_key(self, *, encoding: str, form: IdForm) -> str:
+    def cache_key(self, *, encoding: str, snapshots: Snapshots = "whole", form: IdForm) -> str:
         """The key under which equal packs are shared."""
         known = [*sorted(self.known_objects), "|", *sorted(self.known_snapshots)]
+        parts = {
+            "repo": self.repo_id,
+            "encoding": encoding,
+            "form": form.name,
+            "known": hashlib.sha256("\n".join(known).encode()).hexdigest(),
+        }
+        if snapshots != "whole":  # The keys of the form that everybody knows stay what they were.
+            parts["snapshots"] = snapshots
         return cache_key(
-            parts={
-                "repo": self.repo_id,
-                "encoding": encoding,
-                "form": form.name,
-                "known": hashlib.sha256("\n".join(known).encode()).hexdigest(),
-            },
+            parts=parts,
             sets={
                 "wants": self.difference.wants,
                 "commons": self.difference.commons,

@@ -7,7 +7,7 @@ finds most (measured on two real histories: 0.65 times Git's own pack).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from gateway.packs.closure import Node
 
@@ -26,6 +26,28 @@ def snapshot_order(commits: Mapping[str, Node], known: frozenset[str]) -> list[s
             generation = first.get(snapshot_id, node.generation)
             first[snapshot_id] = min(generation, node.generation)
     return sorted(first, key=lambda snapshot_id: (first[snapshot_id], snapshot_id))
+
+
+def snapshot_bases(commits: Mapping[str, Node], snapshots: Sequence[str]) -> dict[str, str]:
+    """For each snapshot of a pack the one that it is best told by: that of a parent of the first
+    commit that has it, the first parent's if it can be. A base stands earlier in the pack; what has
+    none (a root, or what follows on the client's own commits) is not in the answer.
+    """
+    places = {snapshot_id: place for place, snapshot_id in enumerate(snapshots)}
+    bases: dict[str, str] = {}
+    seen: set[str] = set()
+    for commit_id in commit_order(commits):
+        snapshot_id = commits[commit_id].snapshot_id
+        if snapshot_id is None or snapshot_id in seen or snapshot_id not in places:
+            continue
+        seen.add(snapshot_id)
+        for parent in commits[commit_id].parents:
+            node = commits.get(parent)
+            base = node.snapshot_id if node is not None else None
+            if base is not None and places.get(base, len(places)) < places[snapshot_id]:
+                bases[snapshot_id] = base
+                break
+    return bases
 
 
 class ObjectOrder:

@@ -8,16 +8,16 @@ database is not needed any more and no blob has been touched.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from gateway.errors import TooLarge
 from gateway.packs.lacking import Lacking
 from gateway.packs.manifest_rows import Reader, iterate_manifests
-from gateway.packs.order import ObjectOrder, commit_order, snapshot_order
+from gateway.packs.order import ObjectOrder, commit_order, snapshot_bases, snapshot_order
 from gateway.packs.places import Places, find_places
-from gateway.packs.records import commit_records, snapshots_in_order
-from gateway.packs.splice import pack_head, section
+from gateway.packs.records import changes_in_order, commit_records, snapshots_in_order
+from gateway.packs.splice import Snapshots, pack_head, section
 from gateway.packs.spool import PackWriter
 from gateway.wire.ids import PREFIX, IdForm
 
@@ -48,7 +48,13 @@ class Plan:
 
 
 async def make_plan(
-    reader: Reader, lacking: Lacking, *, writer: PackWriter, form: IdForm, pack_bytes_max: int
+    reader: Reader,
+    lacking: Lacking,
+    *,
+    writer: PackWriter,
+    form: IdForm,
+    told: Snapshots,
+    pack_bytes_max: int,
 ) -> Plan:
     """Read everything the pack needs; the writer stays the caller's to close.
 
@@ -56,11 +62,17 @@ async def make_plan(
             DatabaseUnavailable.
     """
     commits = commit_order(lacking.commits)
-    await writer.write(pack_head(len(commits)))
+    await writer.write(pack_head(len(commits), snapshots=told))
     async for record in commit_records(reader, lacking.repo_id, commits, form=form):
         await writer.write(record)
     snapshots = snapshot_order(lacking.commits, lacking.known_snapshots)
-    order = await _write_snapshots(reader, lacking, snapshots, writer=writer, form=form)
+    entries = _whole if told == "whole" else _changes
+    order = ObjectOrder()
+    await writer.write(section("snapshots", len(snapshots)))
+    async for entry, brought in entries(reader, lacking, snapshots, form):
+        await writer.write(entry)
+        await _collect(order, brought, lacking)
+    await _discard_held(reader, lacking, order)
     object_ids = await asyncio.to_thread(order.sorted)
     del order  # It holds every path.
     places = await find_places(reader, lacking.repo_id, object_ids)
@@ -83,17 +95,17 @@ async def count_entities(reader: Reader, lacking: Lacking) -> Counts:
     return Counts(commits=len(lacking.commits), snapshots=len(snapshots), objects=len(order))
 
 
-async def _write_snapshots(
-    reader: Reader, lacking: Lacking, snapshots: list[str], *, writer: PackWriter, form: IdForm
-) -> ObjectOrder:
-    order = ObjectOrder()
-    await writer.write(section("snapshots", len(snapshots)))
-    found = snapshots_in_order(reader, lacking.repo_id, snapshots, form=form)
-    async for entry, manifest in found:
-        await writer.write(entry)
-        await _collect(order, manifest, lacking)
-    await _discard_held(reader, lacking, order)
-    return order
+def _whole(
+    reader: Reader, lacking: Lacking, snapshots: list[str], form: IdForm
+) -> AsyncIterator[tuple[bytes, Mapping[str, str]]]:
+    return snapshots_in_order(reader, lacking.repo_id, snapshots, form=form)
+
+
+def _changes(
+    reader: Reader, lacking: Lacking, snapshots: list[str], form: IdForm
+) -> AsyncIterator[tuple[bytes, Mapping[str, str]]]:
+    bases = snapshot_bases(lacking.commits, snapshots)
+    return changes_in_order(reader, lacking.repo_id, snapshots, bases=bases, form=form)
 
 
 async def _collect(order: ObjectOrder, manifest: Mapping[str, str], lacking: Lacking) -> None:

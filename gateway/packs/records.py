@@ -16,6 +16,7 @@ from sqlalchemy import text
 
 from gateway.errors import IncompleteRepo
 from gateway.packs.commit_rows import rows_of
+from gateway.packs.delta_rows import SnapshotChange, iterate_changes
 from gateway.packs.manifest_rows import Reader, iterate_manifests
 from gateway.wire.commit_record import unfilled_fields
 from gateway.wire.ids import IdForm, is_commit_id
@@ -72,6 +73,40 @@ async def snapshots_in_order(
                 yield await asyncio.to_thread(_snapshot_entry, head, manifest, form), manifest
             else:
                 yield _snapshot_entry(head, manifest, form), manifest
+
+
+async def changes_in_order(
+    reader: Reader, repo_id: str, ids: Sequence[str], *, bases: Mapping[str, str], form: IdForm
+) -> AsyncIterator[tuple[bytes, Mapping[str, str]]]:
+    """As `snapshots_in_order`, but each entry tells what changes on its base, where it has one.
+
+    The map that comes with it holds the changed paths alone: every object that no earlier snapshot
+    of the pack holds is among them.
+    """
+    missing = set(ids)
+    async for change in iterate_changes(reader, ids, bases):
+        missing.discard(change.snapshot_id)
+        if len(change.changes) > _INLINE_ENTRIES:
+            entry = await asyncio.to_thread(_change_entry, change, form)
+        else:
+            entry = _change_entry(change, form)
+        yield entry, {path: one for path, one in change.changes.items() if one is not None}
+    if missing:
+        raise IncompleteRepo(repo_id=repo_id, missing=sorted(missing))
+
+
+def _change_entry(change: SnapshotChange, form: IdForm) -> bytes:
+    written = {
+        path: None if object_id is None else form.write(object_id)
+        for path, object_id in sorted(change.changes.items())
+    }
+    entry: dict[str, object] = {"snapshot_id": form.write(change.snapshot_id)}
+    if change.base_snapshot_id is None:
+        entry["manifest"] = written
+    else:
+        entry |= {"base_snapshot_id": form.write(change.base_snapshot_id), "delta": written}
+    entry["created_at"] = change.created_at.astimezone(UTC).isoformat()
+    return _ENCODER.encode(entry)
 
 
 def _snapshot_entry(head: Mapping[str, str], manifest: Mapping[str, str], form: IdForm) -> bytes:

@@ -26,6 +26,7 @@ from gateway.packs.plan import Counts, Plan, make_plan
 from gateway.packs.policy import PackPolicy
 from gateway.packs.slot_keeper import SlotKeeper
 from gateway.packs.slots import Slot, Slots
+from gateway.packs.splice import Snapshots
 from gateway.packs.spool import Encoding, PackWriter, Spool, SpoolBudget
 from gateway.packs.turns import BuildTurns
 from gateway.storage.availability import Admission, Need
@@ -56,6 +57,7 @@ class Wish:
     cache_key: str
     form: IdForm
     encoding: Encoding
+    snapshots: Snapshots
     ttl_seconds: float
     caller: Caller
     open_reader: OpenReader
@@ -190,6 +192,7 @@ class PackSharing:
                     await wish.lacking(reader),
                     writer=PackWriter(spool, encoding=wish.encoding, zstd_level=level),
                     form=wish.form,
+                    told=wish.snapshots,
                     pack_bytes_max=self._policy.pack_bytes_max,
                 )
         except BaseException:

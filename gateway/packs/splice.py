@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgpack
 
-PACK_VERSION = 1
+# How a pack tells its snapshots: every one whole, or as changes on an earlier one.
+Snapshots = Literal["whole", "delta"]
+PACK_VERSIONS: dict[Snapshots, int] = {"whole": 1, "delta": 2}
 # Part of every cache key: a change of the bytes below must not share packs with the old form.
 FORMAT_VERSION = 1
 
@@ -43,9 +45,9 @@ def map_header(count: int) -> bytes:
     return bytes(packer.bytes())
 
 
-def pack_head(commit_count: int) -> bytes:
+def pack_head(commit_count: int, *, snapshots: Snapshots = "whole") -> bytes:
     """What stands before the first commit; the commits follow, then `section("snapshots", n)`."""
-    head = map_header(4) + msgpack.packb("version") + msgpack.packb(PACK_VERSION)
+    head = map_header(4) + msgpack.packb("version") + msgpack.packb(PACK_VERSIONS[snapshots])
     return bytes(head) + section("commits", commit_count)
 
 

@@ -105,6 +105,7 @@ async def _behind_url(
         ttl_min_seconds=service.settings.lease.ttl_min_http_seconds,
         share=wish.share,
         encoding=wish.encoding,
+        snapshots=wish.snapshots,
         caller=caller,
     )
     return render(request, _told(found) | {"branch_heads": heads})
@@ -136,6 +137,7 @@ async def _inline(
         have=wish.have,
         pairs={"branch_heads": heads},
         share=wish.share,
+        snapshots=wish.snapshots,
         caller=caller,
     )
     accept = ",".join(request.headers.getlist("accept"))

@@ -137,6 +137,7 @@ class FetchRequest(Struct, frozen=True, kw_only=True):
     ttl_seconds: float | None = None
     share: bool = True
     encoding: Literal["raw", "zstd"] = "raw"
+    snapshots: Literal["whole", "delta"] = "whole"
 
     def __post_init__(self) -> None:
         _check_ttl(self.ttl_seconds)
@@ -151,6 +152,7 @@ class FetchMpackRequest(Struct, frozen=True, kw_only=True):
     ttl_seconds: float | None = None
     share: bool = True
     encoding: Literal["raw", "zstd"] = "raw"
+    snapshots: Literal["whole", "delta"] = "whole"
 
     def __post_init__(self) -> None:
         _check_ttl(self.ttl_seconds)

@@ -93,6 +93,26 @@ def unpacked(data: bytes) -> dict[str, Any]:
     return pack
 
 
+def told_whole(pack: Mapping[str, Any]) -> dict[str, Any]:
+    """A pack whose snapshots are told by changes, as it is when they are told whole."""
+    manifests: dict[str, dict[str, str]] = {}
+    snapshots = []
+    for entry in pack["snapshots"]:
+        manifest = entry.get("manifest")
+        if manifest is None:
+            manifest = manifests[entry["base_snapshot_id"]] | entry["delta"]
+        manifest = {path: manifest[path] for path in sorted(manifest) if manifest[path]}
+        manifests[entry["snapshot_id"]] = manifest
+        snapshots.append(
+            {
+                "snapshot_id": entry["snapshot_id"],
+                "manifest": manifest,
+                "created_at": entry["created_at"],
+            }
+        )
+    return {**pack, "version": 1, "snapshots": snapshots}
+
+
 def ids_of(pack: Mapping[str, Any]) -> tuple[set[str], set[str], set[str]]:
     """What a pack holds; each at most once."""
     found = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import msgpack
 import pytest
@@ -12,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from gateway.client import unpack
 from gateway.errors import IncompleteRepo, UnknownCommit
+from gateway.packs.manifest import CHAIN_DEPTH_MAX, delta_between
 from gateway.wire.ids import IdForm
 from tests.databases import NewDatabase, run_apart
 from tests.factories import History, histories, make_history
@@ -23,6 +26,7 @@ from tests.integration.fetching import (
     ids_of,
     lacking,
     settings_of,
+    told_whole,
     unpacked,
 )
 
@@ -83,7 +87,11 @@ def test_packs_are_exact_for_any_graph(new_database: NewDatabase) -> None:
                     have = [*chance.sample(ids, min(len(ids), chance.randint(0, 3))), "f" * 64]
                     answer = await bench.fetch(repo_id, want, have)
                     assert answer["mpack"] is not None
-                    pack = ids_of(unpacked(answer["mpack"]))
+                    whole = unpacked(answer["mpack"])
+                    answer = await bench.fetch(repo_id, want, have, snapshots="delta")
+                    assert answer["mpack"] is not None
+                    assert told_whole(unpacked(answer["mpack"])) == whole
+                    pack = ids_of(whole)
                     assert pack == lacking(history, want, have)
                     held, needed = lacking(history, have, []), lacking(history, want, [])
                     for brought, before, after in zip(pack, held, needed, strict=True):
@@ -167,6 +175,69 @@ async def test_a_compressed_pack_is_the_same_pack(bench: Bench) -> None:
     assert small["size_bytes"] < raw["size_bytes"]
     assert bench.pack(small) == bench.pack(raw)
     assert small["sha256"] == hashlib.sha256(bench.stored(small)).hexdigest()
+
+
+@pytest.mark.parametrize("prefix", ["", "sha256:"])
+async def test_snapshots_may_be_told_by_their_changes(
+    bench: Bench, tmp_path: Path, prefix: str
+) -> None:
+    """Longer than a stored chain may be, so that some stored manifests are whole."""
+    history = make_history(8, commits=3 * CHAIN_DEPTH_MAX, files=30)
+    repo_id = await bench.pushed(history)
+    wants = [prefix + history.head.commit_id]
+    whole = await bench.fetch(repo_id, wants)
+    small = await bench.fetch(repo_id, wants, snapshots="delta")
+    assert small["mpack_id"] != whole["mpack_id"]
+    assert small["size_bytes"] < whole["size_bytes"] / 2
+    assert small["counts"] == whole["counts"]
+    pack = bench.pack(small)
+    assert pack["version"] == 2
+    assert sum("manifest" in entry for entry in pack["snapshots"]) == 1
+    assert told_whole(pack) == bench.pack(whole)
+    stored = tmp_path / "pack"
+    stored.write_bytes(bench.stored(small))
+    with unpack(stored) as read:
+        assert len(read.snapshots) == small["counts"]["snapshots"]
+    again = await bench.fetch(repo_id, wants, snapshots="delta", share=False)
+    assert bench.stored(again) == bench.stored(small)
+
+
+async def test_changes_depend_on_content_alone(bench: Bench) -> None:
+    """Equal bytes, although the manifest is stored as changes on another repo's snapshot."""
+    history = make_history(8, commits=2, files=30, merges=False)
+    first, second = history.commits.values()
+    elsewhere = History(contents=dict(history.contents))
+    other = elsewhere.commit(dict(first.manifest) | {"x": elsewhere.content(b"x")})
+    elsewhere.commit(second.manifest, parents=[other])
+    before = await bench.database.fetch("SELECT snapshot_id FROM snapshots")
+    await bench.pushed(elsewhere, "elsewhere")
+    repo_id = await bench.pushed(history)
+    pack = bench.pack(await bench.fetch(repo_id, [second.commit_id], snapshots="delta"))
+    assert not before
+    changed = pack["snapshots"][1]
+    assert changed["base_snapshot_id"] == first.snapshot_id
+    assert changed["delta"] == delta_between(first.manifest, second.manifest)
+
+
+async def test_a_thin_pack_of_changes_stands_alone(bench: Bench) -> None:
+    """The client's own snapshots are no bases: a pack can be checked without any other."""
+    history = make_history(8, commits=10, merges=False)
+    *_, before, parent, head = history.commits.values()
+    repo_id = await bench.pushed(history)
+    wants, haves = [head.commit_id], [before.commit_id]
+    pack = bench.pack(await bench.fetch(repo_id, wants, haves, snapshots="delta"))
+    assert [one.get("base_snapshot_id") for one in pack["snapshots"]] == [None, parent.snapshot_id]
+    assert told_whole(pack) == bench.pack(await bench.fetch(repo_id, wants, haves))
+
+
+async def test_a_missing_snapshot_is_a_hole_of_a_pack_of_changes_too(bench: Bench) -> None:
+    history = make_history(1, commits=3)
+    repo_id = await bench.pushed(history)
+    gone = history.head.snapshot_id
+    await bench.database.execute("DELETE FROM snapshots WHERE snapshot_id = $1", gone)
+    with pytest.raises(IncompleteRepo) as refused:
+        await bench.fetch(repo_id, [history.head.commit_id], snapshots="delta")
+    assert refused.value.fields["missing"] == [gone]
 
 
 async def test_an_unknown_want_is_not_found(bench: Bench) -> None:

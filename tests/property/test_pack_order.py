@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.packs.order import ObjectOrder, commit_order, snapshot_order
+from gateway.packs.order import ObjectOrder, commit_order, snapshot_bases, snapshot_order
 from tests.factories import History, histories
 from tests.property.test_closure import Graph, graphs
 
@@ -29,6 +29,23 @@ def test_each_unknown_snapshot_comes_once(graph: Graph) -> None:
     order = snapshot_order(graph, known)
     assert len(order) == len(set(order))
     assert set(order) == every - known
+
+
+@given(graphs(), st.randoms(use_true_random=False))
+def test_a_base_is_a_parents_snapshot_and_stands_before(
+    graph: Graph, chance: random.Random
+) -> None:
+    every = sorted({node.snapshot_id for node in graph.values() if node.snapshot_id})
+    order = snapshot_order(graph, frozenset(every[::3]))
+    bases = snapshot_bases(graph, order)
+    for snapshot_id, base in bases.items():
+        assert order.index(base) < order.index(snapshot_id)
+        holders = [node for node in graph.values() if node.snapshot_id == snapshot_id]
+        parents = {parent for node in holders for parent in node.parents if parent in graph}
+        assert base in {graph[parent].snapshot_id for parent in parents}
+    shuffled = list(graph.items())
+    chance.shuffle(shuffled)
+    assert snapshot_bases(dict(shuffled), order) == bases
 
 
 @given(histories())

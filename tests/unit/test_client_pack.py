@@ -65,6 +65,63 @@ def _changed(change: Callable[[dict[str, Any]], None]) -> bytes:
     return bytes(msgpack.packb(pack))
 
 
+def test_ids_may_be_asked_for_in_another_form_than_their_authors(
+    file: Callable[[bytes], Path],
+) -> None:
+    """The gateway writes manifests in the form of the request; the id is of the author's."""
+    history = make_history(1)
+    write = IdForm.PREFIXED.write
+    snapshots = [
+        {**one, "manifest": {path: write(text) for path, text in one["manifest"].items()}}
+        for one in history.bundle()["snapshots"]
+    ]
+    with unpack(file(packed(history, snapshots=snapshots))) as pack:
+        assert len(pack.snapshots) == len(snapshots)
+
+
+def delta_pack(*deltas: dict[str, Any], **changes: Any) -> bytes:
+    """A pack of two snapshots, the second told by its changes, and what else is said of them."""
+    history = History()
+    first = history.commit({"a": history.content(b"1"), "b": history.content(b"2")})
+    second = history.commit({"a": history.content(b"1")}, parents=[first])
+    pack = msgpack.unpackb(packed(history, version=2))
+    told = {"base_snapshot_id": first.snapshot_id, "delta": {"b": None}}
+    pack["snapshots"][1] = {"snapshot_id": second.snapshot_id, "created_at": "now"} | told | changes
+    for delta in deltas:
+        pack["snapshots"].append(pack["snapshots"][1] | delta)
+    return bytes(msgpack.packb(pack))
+
+
+def test_a_snapshot_that_is_told_by_changes(file: Callable[[bytes], Path]) -> None:
+    with unpack(file(delta_pack(later=[1]))) as pack:
+        (first, second) = pack.snapshots.values()
+        assert second["manifest"] == {"a": first["manifest"]["a"]}
+        assert (second["created_at"], second["later"]) == ("now", [1])
+        assert not {"delta", "base_snapshot_id"} & second.keys()
+
+
+def test_entries_of_any_make_are_read(file: Callable[[bytes], Path]) -> None:
+    """The usual ones come first and last, so the ways of reading are changed between; and some
+    contents are larger than what is read at once.
+    """
+    history = make_history(6, commits=30)
+    large = [history.content(bytes([number]) * 3_000_000) for number in (1, 2)]
+    entries = sorted(history.objects(), key=lambda one: len(one["content"]))
+    entries[5] = {"content": entries[5]["content"], "object_id": entries[5]["object_id"]}
+    entries[9] = {"path": "x", **entries[9]}
+    for changes in ({}, {"objects": entries}):
+        for data in (packed(history, **changes), packed(history, **changes, later=[1] * 9)):
+            with unpack(file(data)) as pack:
+                assert {oid: pack.content(oid) for oid in pack.objects} == history.contents
+    assert set(large) <= history.contents.keys()
+
+
+def _cut_content() -> bytes:
+    """One usual entry whose content says to be longer than all that follows."""
+    entry = b"\x82\xa9object_id\xd9\x40" + b"a" * 64 + b"\xa7content\xc5\xff\xff!"
+    return packed(make_history(3), objects=[])[:-1] + b"\x91" + entry
+
+
 HOSTILE = {
     "empty": b"",
     "no map": b"\x93\x01\x02\x03",
@@ -78,7 +135,21 @@ HOSTILE = {
     "an empty map": b"\x80",
     "deep": b"\x81\xa7commits\x91" + b"\x91" * 100_000,
     "broken zstd": zstandard.ZstdCompressor().compress(packed(make_history(3)))[:40] + b"\0" * 40,
-    "other version": _changed(lambda p: p.update(version=2)),
+    "other version": _changed(lambda p: p.update(version=3)),
+    "a wrong change": delta_pack(delta={}),
+    "a change of numbers": delta_pack(delta={"a": 1}),
+    "a change that is a list": delta_pack(delta=[1]),
+    "a base without a change": _changed(lambda p: p["snapshots"][0].update(base_snapshot_id="x")),
+    "a base that is a number": delta_pack(base_snapshot_id=1),
+    "an unknown base": delta_pack(base_snapshot_id="a" * 64),
+    "told twice": delta_pack({}),
+    "its own base": _changed(
+        lambda p: p["snapshots"][0].update(
+            base_snapshot_id=p["snapshots"][0]["snapshot_id"], delta={}
+        )
+    ),
+    "a changed path with NUL": delta_pack(delta={"b": None, "a\0b": None}),
+    "content longer than the pack": _cut_content(),
     "wrong content": _changed(lambda p: p["objects"][0].update(content=b"!")),
     "content is text": _changed(lambda p: p["objects"][0].update(content="!")),
     "object without id": _changed(lambda p: p["objects"][0].pop("object_id")),

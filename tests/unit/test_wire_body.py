@@ -69,6 +69,7 @@ HOSTILE = {
     "ttl is negative": packed({"want": [], "ttl_seconds": -1, "objects": 1}),
     "ttl is true": packed({"want": [], "ttl_seconds": True, "objects": 1}),
     "unknown encoding": packed({"want": [], "encoding": "gzip", "objects": 1}),
+    "unknown form of snapshots": packed({"want": [], "snapshots": "thin", "objects": 1}),
 }
 
 
