@@ -22,6 +22,7 @@ import httpx2
 from leases.clock import SystemClock
 from leases.errors import DatabaseUnavailable
 from leases.log import EventLog
+from leases.postgres_ledger import PostgresLedger
 from tests.leasing import another_database, note
 
 WRITERS = 16
@@ -49,7 +50,7 @@ async def write(url: str, seconds: float, seed: int, per_second: float = EVENTS_
         running, writers = [], []
         for number in range(WRITERS):
             database = await stack.enter_async_context(another_database(url))
-            log = EventLog(database, clock)
+            log = EventLog(PostgresLedger(database), clock)
             running.append(batchers.create_task(log.run()))
             writers.append(one(number, log))
         await asyncio.gather(*writers)
