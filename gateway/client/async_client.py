@@ -12,7 +12,8 @@ import httpx2
 
 from gateway.client import conversations, download, push
 from gateway.client.exchange import Address, Call, Conversation, Pause
-from gateway.client.transport import Connection, lost_because
+from gateway.client.library import arguments, lost_because, options
+from gateway.client.transport import Connection
 from leases.clock import SystemClock
 from leases.ports import Clock
 
@@ -32,7 +33,7 @@ class AsyncClient:
     ) -> None:
         self._connection = Connection(url, token=token, timeout_seconds=timeout_seconds)
         self._address = Address(self._connection.url)
-        self._http = httpx2.AsyncClient(**self._connection.options())
+        self._http = httpx2.AsyncClient(**options(self._connection))
         self._clock = clock or SystemClock()
 
     async def __aenter__(self) -> Self:
@@ -135,7 +136,7 @@ class AsyncClient:
 
     async def _carry_out(self, call: Call) -> None:
         try:
-            async with self._http.stream(**self._connection.request(call)) as response:
+            async with self._http.stream(**arguments(self._connection.request(call))) as response:
                 call.sink.begin(response.status_code, response.headers)
                 # As it arrives: whatever waited for a full chunk would be lost with a cut.
                 async for chunk in response.aiter_raw():

@@ -7,8 +7,6 @@ sync and the async client share every decision and differ only in how they carry
 
 from __future__ import annotations
 
-import json
-import secrets
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -89,6 +87,8 @@ class Answer:
         """The body, decoded; a body that cannot be read is an empty map."""
         try:
             if "json" in self.headers.get("content-type", ""):
+                import json
+
                 decoded = json.loads(self._body)
             else:
                 decoded = msgpack.unpackb(bytes(self._body), strict_map_key=False)
@@ -152,6 +152,8 @@ def ask_all(address: Address, requests: Sequence[Request]) -> Conversation[list[
 
 def pause_seconds(attempt: int, answers: Sequence[Answer] = ()) -> float:
     """How long to wait before the next attempt: doubling, jittered, at least what was asked."""
+    import secrets
+
     wait: float = _PAUSE_SECONDS * 2**attempt * (0.75 + secrets.randbelow(500) / 1000)
     asked = [answer.headers.get("retry-after", "") for answer in answers]
     longest = max((float(text) for text in asked if text.isdigit()), default=0.0)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-import httpx2
-
-from gateway.client import conversations, download, push
+from gateway.client import conversations, download
 from gateway.client.exchange import CALLS_AT_ONCE_MAX, Address, Call, Conversation, Pause
-from gateway.client.transport import Connection, lost_because
+from gateway.client.plain_http import PlainHttp
+from gateway.client.transport import Connection
+
+# What a clone does not need is loaded when it is called for: a clone is over sooner than it loads.
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from gateway.client import push
+    from gateway.client.library import LibraryHttp
 
 T = TypeVar("T")
 
@@ -27,8 +33,10 @@ class Client:
     def __init__(self, url: str, *, token: str | None = None, timeout_seconds: float = 60) -> None:
         self._connection = Connection(url, token=token, timeout_seconds=timeout_seconds)
         self._address = Address(self._connection.url)
-        self._http = httpx2.Client(**self._connection.options())
-        self._pool = ThreadPoolExecutor(CALLS_AT_ONCE_MAX, thread_name_prefix="mpack-client")
+        self._plain = PlainHttp(timeout_seconds=timeout_seconds)
+        self._lock = threading.Lock()
+        self._loaded_library: LibraryHttp | None = None
+        self._loaded_pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -43,8 +51,11 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        self._pool.shutdown(cancel_futures=True)
-        self._http.close()
+        if self._loaded_pool is not None:
+            self._loaded_pool.shutdown(cancel_futures=True)
+        if self._loaded_library is not None:
+            self._loaded_library.close()
+        self._plain.close()
 
     def refs(self) -> conversations.Refs:
         """The heads of the repository."""
@@ -60,6 +71,8 @@ class Client:
 
     def push_objects(self, objects: Mapping[str, bytes]) -> int:
         """Send objects by their ids, in chunks; how many the gateway had not known."""
+        from gateway.client import push
+
         return self._run(push.send_objects(self._address, objects))
 
     def push(
@@ -71,6 +84,8 @@ class Client:
         progress: Callable[[push.Progress], None] | None = None,
     ) -> push.Pushed:
         """Send what the repository lacks of this history and move the branch to its head."""
+        from gateway.client import push
+
         return self._run(
             push.push(self._address, history, branch=branch, force=force, progress=progress)
         )
@@ -119,7 +134,7 @@ class Client:
                 elif len(effect) == 1:
                     self._carry_out(effect[0])
                 else:
-                    list(self._pool.map(self._carry_out, effect))
+                    list(self._pool().map(self._carry_out, effect))
                 effect = next(conversation)
         except StopIteration as stop:
             value: T = stop.value
@@ -128,11 +143,24 @@ class Client:
             conversation.close()
 
     def _carry_out(self, call: Call) -> None:
-        try:
-            with self._http.stream(**self._connection.request(call)) as response:
-                call.sink.begin(response.status_code, response.headers)
-                # As it arrives: whatever waited for a full chunk would be lost with a cut.
-                for chunk in response.iter_raw():
-                    call.sink.feed(chunk)
-        except httpx2.TransportError as error:
-            call.sink.lost(lost_because(error))
+        request = self._connection.request(call)
+        way = self._plain if self._plain.takes(request.url) else self._library()
+        way.carry_out(request, call.sink)
+
+    def _pool(self) -> ThreadPoolExecutor:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with self._lock:
+            if self._loaded_pool is None:
+                self._loaded_pool = ThreadPoolExecutor(
+                    CALLS_AT_ONCE_MAX, thread_name_prefix="mpack-client"
+                )
+            return self._loaded_pool
+
+    def _library(self) -> LibraryHttp:
+        from gateway.client.library import LibraryHttp
+
+        with self._lock:
+            if self._loaded_library is None:
+                self._loaded_library = LibraryHttp(self._connection)
+            return self._loaded_library
