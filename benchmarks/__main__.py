@@ -14,6 +14,7 @@ from benchmarks.feed import FEED
 from benchmarks.fetch import FETCH
 from benchmarks.figures import Benchmark
 from benchmarks.grants import GRANTS
+from benchmarks.growth import GROWTH
 from benchmarks.herd import HERD
 from benchmarks.idle import IDLE
 from benchmarks.ids import IDS
@@ -34,6 +35,7 @@ ALL = {
         *(APPENDS, GRANTS, RECLAIMS, PACKS, PUSH, FETCH, HERD, IDS),
         *(CLONE, CLONE_MANY),
         *(IDLE, LATENESS, FEED, SLOW_CLIENTS),
+        GROWTH,
         *(REPLICAS_LOCAL, REPLICAS_S3, RESTART, OUTAGE, AUDIT),
     )
 }

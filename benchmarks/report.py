@@ -7,10 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import curves
 from benchmarks.figures import Benchmark, Figure, Run
+from benchmarks.growth import DIMENSIONS, GROWTH, TIMES, WORK
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+_DRAWING = "growth.svg"
 _BEGIN, _END = "<!-- figures -->", "<!-- end of figures -->"
 
 Result = Mapping[str, Any]
@@ -86,6 +89,10 @@ def write_page(results: Path = RESULTS, page: Path = PAGE) -> None:
     before, _, rest = page.read_text().partition(_BEGIN)
     _, _, after = rest.partition(_END)
     page.write_text(f"{before}{_BEGIN}\n{_sections(kept)}\n{_END}{after}")
+    for result in kept:
+        if result["name"] == GROWTH.name:
+            drawn = curves.drawing(result["figures"], WORK, DIMENSIONS, times=TIMES)
+            (page.parent / _DRAWING).write_text(drawn)
 
 
 def _sections(kept: Iterable[Result]) -> str:
@@ -94,21 +101,20 @@ def _sections(kept: Iterable[Result]) -> str:
 
 def _section(result: Result) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    title = f"\n### {result['name']}\n\n{result['about'][:1].upper()}{result['about'][1:]}.\n"
+    return "\n".join([title, *_rows(result), f"\nMachine: {machine}."])
+
+
+def _rows(result: Result) -> list[str]:
+    if result["name"] == GROWTH.name:
+        rows = curves.table(result["figures"], WORK, DIMENSIONS, times=TIMES)
+        return [f"![{result['about']}]({_DRAWING})\n", *rows]
     rows = [
         f"| {figure['label']} | {shown(figure)} | {figure.get('target', '')} | "
         f"{_met(figure)} | {' · '.join(f'{one:,g}' for one in figure['runs'])} |"
         for figure in result["figures"].values()
     ]
-    return "\n".join(
-        [
-            f"\n### {result['name']}",
-            f"\n{result['about'][:1].upper()}{result['about'][1:]}.\n",
-            "| | figure | target | met | each run |",
-            "|---|---:|---|---|---|",
-            *rows,
-            f"\nMachine: {machine}.",
-        ]
-    )
+    return ["| | figure | target | met | each run |", "|---|---:|---|---|---|", *rows]
 
 
 def _met(figure: Mapping[str, Any]) -> str:

@@ -12,6 +12,8 @@ from datetime import timedelta
 from typing import Any
 
 from benchmarks.place import CALLER, Home, serving
+from gateway.packs.repos import Repo
+from gateway.service import Service
 from gateway.wire.body import decode
 from gateway.wire.messages import PushObject, PushRequest
 from tests.factories import EPOCH, History, MadeCommit, push_body
@@ -65,15 +67,20 @@ async def push_line(home: Home, slug: str, commits: int) -> list[str]:
     """Make a public repo `bench/<slug>` of so many commits; their ids, oldest first."""
     line = Line(slug)
     async with serving(home, watch=False) as service:
-        repo = await service.repos.ensure(
-            owner="bench", slug=slug, visibility="public", caller=CALLER
-        )
-        while len(line.commit_ids) < commits:
-            history = line.grow(min(_COMMITS_PER_PUSH, commits - len(line.commit_ids)))
-            for chunk in object_chunks(history):
-                objects = [PushObject(**entry) for entry in chunk]
-                await service.segments.store(repo.repo_id, objects, CALLER)
-            body = push_body(history.bundle())
-            request = decode(body, PushRequest, limits=service.settings.wire)
-            await service.pushes.push(repo, request, CALLER)
+        await push_on(service, line, slug, commits=commits)
     return line.commit_ids
+
+
+async def push_on(service: Service, line: Line, slug: str, *, commits: int) -> Repo:
+    """Push the line's next commits into the public repo `bench/<slug>`."""
+    repo = await service.repos.ensure(owner="bench", slug=slug, visibility="public", caller=CALLER)
+    while commits:
+        history = line.grow(min(_COMMITS_PER_PUSH, commits))
+        commits -= len(history.commits)
+        for chunk in object_chunks(history):
+            objects = [PushObject(**entry) for entry in chunk]
+            await service.segments.store(repo.repo_id, objects, CALLER)
+        body = push_body(history.bundle())
+        request = decode(body, PushRequest, limits=service.settings.wire)
+        await service.pushes.push(repo, request, CALLER)
+    return repo
