@@ -27,6 +27,7 @@ from benchmarks.reclaims import RECLAIMS
 from benchmarks.replicas import REPLICAS_LOCAL, REPLICAS_S3
 from benchmarks.restart import RESTART
 from benchmarks.slow_clients import SLOW_CLIENTS
+from benchmarks.small_pushes import SMALL_PUSHES
 from gateway.demo.rados_gateway import RadosGatewayMissing
 
 ALL = {
@@ -35,7 +36,7 @@ ALL = {
         *(APPENDS, GRANTS, RECLAIMS, PACKS, PUSH, FETCH, HERD, IDS),
         *(CLONE, CLONE_MANY),
         *(IDLE, LATENESS, FEED, SLOW_CLIENTS),
-        GROWTH,
+        *(GROWTH, SMALL_PUSHES),
         *(REPLICAS_LOCAL, REPLICAS_S3, RESTART, OUTAGE, AUDIT),
     )
 }

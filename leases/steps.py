@@ -31,6 +31,9 @@ class Step(StrEnum):
     RECLAIMS_RECORDED = "reap.recorded"
     FAILURES_RECORDED = "reap.failures_recorded"
     CONTENT_REMOVED = "gc.content_removed"
+    JOIN_PENDING = "gc.join_pending"
+    JOIN_PUT = "gc.join_put"
+    SEGMENTS_JOINED = "gc.segments_joined"
     SEGMENTS_CONDEMNED = "gc.segments_condemned"
     SEGMENTS_DELETED = "gc.segments_deleted"
 

@@ -15,11 +15,15 @@ from gateway.cli.output import print_json, print_pairs
 from gateway.cli.progress import progress
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from gateway.packs.garbage import Removed
     from gateway.settings import Settings
 
 _NAMES = {
     "repo": "repos", "commit": "commits", "snapshot": "snapshots", "object": "objects",
-    "segment": "segments", "blob": "blobs_deleted", "failed": "blobs_failed",
+    "segment": "segments", "joined": "segments_joined", "blob": "blobs_deleted",
+    "failed": "blobs_failed",
 }  # fmt: skip
 
 
@@ -29,12 +33,19 @@ _NAMES = {
     "--unfinished-after", type=Span(), default=timedelta(days=1), metavar="SPAN",
     help="Give up uploads that began so long ago and never ended (1d).",
 )  # fmt: skip
+@click.option("--no-join", is_flag=True, help="Leave small segments as they are.")
 @database_url_option
 @json_option
 def gc(
-    *, dry_run: bool, unfinished_after: timedelta, database_url: str | None, as_json: bool
+    *,
+    dry_run: bool,
+    unfinished_after: timedelta,
+    no_join: bool,
+    database_url: str | None,
+    as_json: bool,
 ) -> None:
-    """Remove commits, snapshots, objects and segments that no repository holds any more.
+    """Remove commits, snapshots, objects and segments that no repository holds any more, and join
+    small segments into larger ones.
 
     Safe while pushes and fetches go on. Every removed id is named in an event. Ctrl-C ends it
     after the batch under way; the next run goes on from there.
@@ -43,7 +54,9 @@ def gc(
     """
     settings = settings_of(database_url)
     quiet_logs(settings)
-    removed, size, stopped = run(_gc(settings, dry_run=dry_run, unfinished_after=unfinished_after))
+    removed, size, stopped = run(
+        _gc(settings, dry_run=dry_run, unfinished_after=unfinished_after, join=not no_join)
+    )
     told = {name: removed[kind] for kind, name in _NAMES.items()}
     told |= {"bytes": size, "dry_run": dry_run}
     if as_json:
@@ -57,7 +70,7 @@ def gc(
 
 
 async def _gc(
-    settings: Settings, *, dry_run: bool, unfinished_after: timedelta
+    settings: Settings, *, dry_run: bool, unfinished_after: timedelta, join: bool
 ) -> tuple[Counter[str], int, bool]:
     """What was removed by kind, the segments' bytes, and whether it was stopped."""
     from gateway.cli.caller import caller
@@ -65,6 +78,7 @@ async def _gc(
     from gateway.cli.opened import opened_service
     from gateway.packs.garbage import Garbage
     from gateway.packs.garbage_rows import Kind
+    from gateway.packs.joining import Joining
     from gateway.service import steps_of
 
     removed: Counter[str] = Counter()
@@ -72,12 +86,21 @@ async def _gc(
     with stoppable() as stop, progress("removed") as tell:
         async with opened_service(settings) as service:
             steps = steps_of(settings.crash_at)
-            garbage = Garbage(service.database, service.engine.log, service.store, steps=steps)
+            parts = (service.database, service.engine.log, service.store)
+            garbage = Garbage(*parts, steps=steps)
+            joining = Joining(*parts, policy=settings.pack, steps=steps)
             if dry_run:
-                work = garbage.look(unfinished_after=unfinished_after)
+                works = [
+                    garbage.look(unfinished_after=unfinished_after),
+                    joining.look(spared=await garbage.spared()),
+                ]
             else:
-                work = garbage.collect(caller=caller(), unfinished_after=unfinished_after)
-            async for part in work:
+                me = caller()
+                works = [
+                    garbage.collect(caller=me, unfinished_after=unfinished_after),
+                    joining.join(caller=me),
+                ]
+            async for part in _one_after_the_other(works if join else works[:1]):
                 removed[part.kind.value] += part.count
                 size += part.size_bytes if part.kind is Kind.SEGMENT else 0
                 if not dry_run:
@@ -85,3 +108,11 @@ async def _gc(
                 if stop.is_set():
                     return +removed, size, True
     return +removed, size, False
+
+
+async def _one_after_the_other(
+    works: Sequence[AsyncIterator[Removed]],
+) -> AsyncIterator[Removed]:
+    for work in works:
+        async for part in work:
+            yield part

@@ -90,7 +90,7 @@ class Garbage:
         self, *, unfinished_after: timedelta = UNFINISHED_AFTER
     ) -> AsyncIterator[Removed]:
         """What `collect` would remove now."""
-        spared = await self._spared()
+        spared = await self.spared()
         for kind, statement in rows.COUNTS.items():
             async with reading(self._database) as reader:
                 values = {"spared": spared, "age": unfinished_after}
@@ -108,7 +108,7 @@ class Garbage:
         """
         async for removed in self._deleted_repos(caller):
             yield removed
-        spared = await self._spared()
+        spared = await self.spared()
         for kind in (Kind.COMMIT, Kind.SNAPSHOT, Kind.OBJECT):
             # A snapshot goes before its base does, so one pass may uncover the next one's.
             while found := await self.find(kind, spared=spared):
@@ -169,7 +169,7 @@ class Garbage:
         )
         await self._event_log.append_in(connection, [fact])
 
-    async def _spared(self) -> list[str]:
+    async def spared(self) -> list[str]:
         """Objects that only manifests of other code's commits name: it writes no membership."""
         spared: set[str] = set()
         async with reading(self._database) as reader:

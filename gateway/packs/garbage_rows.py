@@ -17,17 +17,18 @@ class Kind(StrEnum):
     OBJECT = "object"
     SEGMENT = "segment"
     BLOB = "blob"
+    JOINED = "joined"
     FAILED = "failed"
 
 
-_GONE = "(SELECT repo_id FROM repos WHERE deleted_at IS NOT NULL)"
+GONE = "(SELECT repo_id FROM repos WHERE deleted_at IS NOT NULL)"
 
 
 def _unheld(table: str, column: str, of: str) -> str:
     """No living repo's membership names it; of repos without a row nobody says that they died."""
     return (
         f"NOT EXISTS (SELECT FROM {table} AS r WHERE r.{column} = {of}.{column}"
-        f" AND r.repo_id NOT IN {_GONE})"
+        f" AND r.repo_id NOT IN {GONE})"
     )
 
 
@@ -35,14 +36,14 @@ _DEAD_COMMITS = f"FROM commits AS c WHERE {_unheld('commit_refs', 'commit_id', '
 # A base is needed by what is a delta on it, and that by the next one.
 _KEPT_SNAPSHOTS = f"""
 WITH RECURSIVE kept (snapshot_id) AS (
-    SELECT snapshot_id FROM snapshot_refs WHERE repo_id NOT IN {_GONE}
+    SELECT snapshot_id FROM snapshot_refs WHERE repo_id NOT IN {GONE}
   UNION
     SELECT replace(named.snapshot_id, 'sha256:', '') FROM commit_refs AS r
      CROSS JOIN LATERAL (
            SELECT c.snapshot_id FROM commits AS c WHERE c.commit_id = r.commit_id
             UNION ALL
            SELECT g.snapshot_id FROM commit_graph AS g WHERE g.commit_id = r.commit_id) AS named
-     WHERE r.repo_id NOT IN {_GONE} AND named.snapshot_id IS NOT NULL
+     WHERE r.repo_id NOT IN {GONE} AND named.snapshot_id IS NOT NULL
   UNION
     SELECT s.base_snapshot_id FROM kept JOIN snapshots AS s USING (snapshot_id)
      WHERE s.base_snapshot_id IS NOT NULL)
@@ -53,10 +54,10 @@ FROM snapshots AS s WHERE NOT EXISTS (SELECT FROM kept WHERE kept.snapshot_id = 
 _LEAVES = """
 AND NOT EXISTS (SELECT FROM snapshots AS d WHERE d.base_snapshot_id = s.snapshot_id)
 """
-_DEAD_OBJECTS = f"""
+DEAD_OBJECTS = f"""
 FROM objects AS o WHERE {_unheld("object_refs", "object_id", "o")}
  AND NOT EXISTS (SELECT FROM introductions AS i JOIN commit_refs AS r USING (commit_id)
-                  WHERE i.object_id = o.object_id AND r.repo_id NOT IN {_GONE})
+                  WHERE i.object_id = o.object_id AND r.repo_id NOT IN {GONE})
  AND NOT EXISTS (SELECT FROM unnest(CAST(:spared AS text[])) AS one (object_id)
                   WHERE one.object_id = o.object_id)
 """  # noqa: S608  constants
@@ -74,7 +75,7 @@ FIND: dict[Kind, TextClause] = {
         f" {_DEAD_SNAPSHOTS} {_LEAVES} LIMIT :limit"
     ),
     Kind.OBJECT: text(
-        f"SELECT o.object_id AS entity_id, o.xmin::text AS row_version {_DEAD_OBJECTS} LIMIT :limit"
+        f"SELECT o.object_id AS entity_id, o.xmin::text AS row_version {DEAD_OBJECTS} LIMIT :limit"
     ),
 }
 _COUNT = "SELECT count(*) AS count, CAST(0 AS bigint) AS size_bytes"
@@ -84,10 +85,10 @@ COUNTS: dict[Kind, TextClause] = {
     Kind.SNAPSHOT: text(f"{_KEPT_SNAPSHOTS} {_COUNT} {_DEAD_SNAPSHOTS}"),
     Kind.OBJECT: text(
         "SELECT count(*) AS count, COALESCE(sum(o.size_bytes), 0)::bigint AS size_bytes"
-        f" {_DEAD_OBJECTS}"
+        f" {DEAD_OBJECTS}"
     ),
     Kind.SEGMENT: text(f"""
-        WITH dead AS (SELECT o.object_id {_DEAD_OBJECTS})
+        WITH dead AS (SELECT o.object_id {DEAD_OBJECTS})
         SELECT count(*) AS count, COALESCE(sum(s.size_bytes), 0)::bigint AS size_bytes
         FROM segments AS s
         WHERE s.codec = 'condemned' OR {_UNFINISHED}

@@ -37,6 +37,9 @@ class PackPolicy:
     slot_limit_seconds: float = 10
     slot_poll_seconds: float = 0.25
     slot_wait_seconds: float = 300
+    join_segment_bytes_max: int = _MIB
+    join_segments_min: int = 16
+    join_bytes: int = 32 * _MIB
     zstd_level: int = 3
     presign_inline_bytes_max: int = 64 * 1024
     negotiate_commits_max: int = 1000
@@ -61,4 +64,8 @@ class PackPolicy:
             found.append("zstd_level must lie between 1 and 19")
         if self.spool_memory_bytes > self.spool_bytes_max:
             found.append("spool_memory_bytes must not exceed spool_bytes_max")
+        if self.join_segments_min < 2:
+            found.append("join_segments_min must be at least 2")
+        if self.join_bytes < 2 * self.join_segment_bytes_max:
+            found.append("join_bytes must be at least twice join_segment_bytes_max")
         return found

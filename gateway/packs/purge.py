@@ -88,6 +88,9 @@ INSERT INTO segments (mpack_id, storage_key, state, codec)
 SELECT old, 'segments/' || old, 'pending', 'condemned'
   FROM unnest(CAST(:old AS text[])) AS one (old)
 ON CONFLICT (mpack_id) DO UPDATE SET state = 'pending', codec = 'condemned'""")
+# Joined segments, and those being joined, may hold the object though nothing leads to it there.
+_CONDEMN_JOINED = text("""
+UPDATE segments SET state = 'pending', codec = 'condemned' WHERE codec IN ('joining', 'joined')""")
 _REMOVE = (
     text("DELETE FROM mpack_index WHERE mpack_id = ANY(CAST(:old AS text[]))"),
     text("DELETE FROM object_refs WHERE object_id = :object_id"),
@@ -270,6 +273,7 @@ class Purge:
             for copy in copies:
                 await self._take_copy(connection, copy, holding.object_id)
             await connection.execute(_CONDEMN, values)
+            await connection.execute(_CONDEMN_JOINED)
             for statement in _REMOVE:
                 await connection.execute(statement, values)
             await self._event_log.append_in(connection, [fact])

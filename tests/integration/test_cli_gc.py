@@ -70,6 +70,48 @@ def test_after_kill_9_the_next_run_finishes(commands: Commands, step: Step) -> N
     assert commands.sql("SELECT count(*) FROM objects") == len(make_history(2).contents)
 
 
+JOINS = (Step.JOIN_PENDING, Step.JOIN_PUT, Step.SEGMENTS_JOINED)
+
+
+def push_in_chunks(commands: Commands, name: str) -> int:
+    """A segment for each history; how many."""
+    for seed in range(3):
+        push(commands, name, make_history(seed))
+    return 3
+
+
+def test_small_segments_are_joined_as_was_told(commands: Commands) -> None:
+    count = push_in_chunks(commands, "o/r")
+    commands.run("gc", exits=3)
+    commands.environ["MPACK_JOIN_SEGMENTS_MIN"] = "2"
+    commands.run("gc", "--no-join", exits=3)
+    told = commands.json("gc", "--dry-run")
+    done = commands.json("gc")
+    assert done == told | {"dry_run": False}
+    assert done["segments_joined"] == count
+    assert commands.sql("SELECT count(*) FROM segments WHERE state = 'live'") == 1
+    commands.run("audit", "verify")
+
+
+@pytest.mark.parametrize("step", JOINS, ids=str)
+def test_after_kill_9_the_next_run_joins(commands: Commands, step: Step) -> None:
+    push_in_chunks(commands, "o/r")
+    objects = commands.sql("SELECT count(*) FROM mpack_index")
+    commands.environ["MPACK_JOIN_SEGMENTS_MIN"] = "2"
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "gc"],
+        env=commands.whole_environ | {"MPACK_CRASH_AT": step.value},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    commands.run("gc", exits=3 if step is Step.SEGMENTS_JOINED else 0)
+    commands.run("gc", "--unfinished-after", "0s")
+    assert commands.sql("SELECT count(*) FROM segments") == 1
+    assert len(commands.view.keys("segments/")) == 1
+    assert commands.sql("SELECT count(*) FROM mpack_index") == objects
+
+
 def test_purge_asks_and_tells(commands: Commands) -> None:
     history = make_history(1)
     push(commands, "o/r", history)
