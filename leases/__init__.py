@@ -74,7 +74,7 @@ Where to look
 -------------
 
     model, decide, codec, chain, policy, circuit    pure: what there is and what may happen
-    log, lessor                                     append and read; grant, move and end leases
+    log, lookups, lessor                            append and read; grant, move and end leases
     reaper, alarm, instance                         delete what is due; when to look; who is alive
     probe, suspects                                 is the store out, or is it one blob
     owner, reconcile, audit                         whose store this is; both ways; the proof

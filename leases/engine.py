@@ -26,6 +26,7 @@ from leases.instance import Instance
 from leases.ledger import Ledger, Row
 from leases.lessor import Lessor
 from leases.log import EventLog
+from leases.lookups import Lookups
 from leases.model import Lease, Trigger
 from leases.observe import NOBODY, Observer
 from leases.owner import Owner, Ownership
@@ -78,6 +79,7 @@ class LeaseEngine:
         self._ledger = ledger
         self._machinery = ledger.another()
         self.log = EventLog(self._machinery, self.clock, observer=observer)
+        self._lookups = Lookups(ledger)
         self.instance = Instance(_ledger_on(direct or database), self.clock)
         self.auditor = Auditor(self._database, self.log)
         self._steps = steps
@@ -111,6 +113,7 @@ class LeaseEngine:
             self._ledger,
             self.log,
             self.policy,
+            lookups=self._lookups,
             store=self.store,
             log_id=self.log_id,
             replica=replica,
@@ -156,7 +159,8 @@ class LeaseEngine:
 
     async def _start(self, tasks: asyncio.TaskGroup) -> None:
         ready = asyncio.Event()
-        jobs: list[Awaitable[None]] = [self.log.run(), self.instance.run(ready=ready)]
+        jobs: list[Awaitable[None]] = [self.log.run(), self._lookups.run()]
+        jobs.append(self.instance.run(ready=ready))
         if self._watch:
             jobs += [self.alarm.run(), self._start_up(), self._sweep_forever()]
             jobs += [self._reconcile_forever(), self._obey_forever()]

@@ -122,11 +122,8 @@ class Ledger(Protocol):
 
     # Leases. -------------------------------------------------------------------------------------
 
-    async def lease(self, mpack_id: str) -> tuple[Lease | None, datetime]:
-        """One lease as it stands, and the database's now."""
-
-    async def leases(self, mpack_ids: Sequence[str]) -> Mapping[str, Lease]:
-        """Those of these that there are, by id."""
+    async def leases(self, mpack_ids: Sequence[str]) -> tuple[Mapping[str, Lease], datetime]:
+        """Those of these that there are, by id, as they stand; and the database's now."""
 
     async def active(
         self, *, before: datetime, after: str, limit: int

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime
 from typing import Any
 
 from leases.codec import JSON, encode
@@ -15,6 +14,7 @@ from leases.decide import decide, evolve, guards
 from leases.errors import Unavailable, VersionConflict
 from leases.ledger import Ledger
 from leases.log import EVENTS_PER_CALL_MAX, EventLog, NewEvent
+from leases.lookups import Found, Lookups
 from leases.model import (
     ActivateLease,
     Command,
@@ -93,20 +93,22 @@ class Lessor:
         log: EventLog,
         policy: LeasePolicy,
         *,
+        lookups: Lookups,
         store: BlobStore,
         log_id: str,
         replica: str,
     ) -> None:
         self._ledger = ledger
         self._log = log
+        self._lookups = lookups
         self._policy = policy
         self._store = store
         self._log_id = log_id
         self._replica = replica
 
-    async def load(self, mpack_id: str) -> tuple[Lease | None, datetime]:
+    async def load(self, mpack_id: str) -> Found:
         """The lease as it stands, and the database's now."""
-        return await self._ledger.lease(mpack_id)
+        return await self._lookups.load(mpack_id)
 
     async def reserve(
         self,

@@ -37,11 +37,12 @@ LEFT JOIN events AS e ON e.position = s.last_position
 _STREAMS = "SELECT stream FROM event_streams WHERE stream = ANY ($1::text[])"
 _STREAMS_WITH = "SELECT stream FROM events WHERE stream = ANY ($1::text[]) AND type = $2"
 
-_LEASE = (
-    f"SELECT clock_timestamp() AS now, {LEASE_COLUMNS}"
-    " FROM (SELECT 1) AS one LEFT JOIN mpack_leases ON mpack_id = $1"
-)
-_LEASES = f"SELECT {LEASE_COLUMNS} FROM mpack_leases WHERE mpack_id = ANY ($1::text[])"
+# One row at least. LIMIT keeps the planner from reading a table that was small when it planned.
+LEASES = f"""
+SELECT clock_timestamp() AS now, found.*
+FROM (SELECT 1) AS one LEFT JOIN (unnest($1::text[]) AS asked (id) CROSS JOIN LATERAL (
+    SELECT {LEASE_COLUMNS} FROM mpack_leases WHERE mpack_id = asked.id LIMIT 1) AS found) ON true
+"""
 _ACTIVE = """
 SELECT mpack_id, storage_key FROM mpack_leases
 WHERE state = 'active' AND activated_at < $1 AND mpack_id > $2 ORDER BY mpack_id LIMIT $3
@@ -155,13 +156,10 @@ class PostgresLedger:
 
     # Leases. -------------------------------------------------------------------------------------
 
-    async def lease(self, mpack_id: str) -> tuple[Lease | None, datetime]:
-        row = await self._row(_LEASE, mpack_id)
-        return (None if row["mpack_id"] is None else lease_of(row)), row["now"]
-
-    async def leases(self, mpack_ids: Sequence[str]) -> Mapping[str, Lease]:
-        rows = await self._database.fetch(_LEASES, list(mpack_ids))
-        return {row["mpack_id"]: lease_of(row) for row in rows}
+    async def leases(self, mpack_ids: Sequence[str]) -> tuple[Mapping[str, Lease], datetime]:
+        rows = await self._database.fetch(LEASES, list(mpack_ids))
+        found = {row["mpack_id"]: lease_of(row) for row in rows if row["mpack_id"] is not None}
+        return found, rows[0]["now"]
 
     async def active(
         self, *, before: datetime, after: str, limit: int

@@ -151,7 +151,7 @@ class Reconciler:
         # A copied bucket holds one id below two logs, so ids are not keys of this.
         blobs = [(blob.key.rpartition("/")[2], blob) for blob in page if blob.key != OWNER_KEY]
         ids = [mpack_id for mpack_id, _blob in blobs]
-        leases = await self._ledger.leases(ids)
+        leases, _now = await self._ledger.leases(ids)
         archived = await self._archived([one for one in ids if one not in leases])
         for mpack_id, blob in blobs:
             lease, gone = leases.get(mpack_id), mpack_id in archived
@@ -229,7 +229,7 @@ class Reconciler:
                 if key in seen or await self._store.head(key):
                     continue
                 # It may have been reaped while we looked.
-                again = (await self._ledger.leases([mpack_id])).get(mpack_id)
+                again = (await self._ledger.leases([mpack_id]))[0].get(mpack_id)
                 if again is not None and again.state is LeaseState.ACTIVE:
                     result.find(Finding.BLOB_MISSING, key)
 

@@ -19,6 +19,7 @@ from leases.ledger import FailedAttempt, Ledger
 from leases.lessor import lease_stream
 from leases.model import (
     Event,
+    Lease,
     LeaseActivated,
     LeaseAdopted,
     LeaseCleanupFailed,
@@ -257,11 +258,16 @@ async def test_a_deadline_that_has_passed_refuses(ledger: Ledger) -> None:
 # The lease table. --------------------------------------------------------------------------------
 
 
+async def lease_in(ledger: Ledger, mpack_id: str) -> Lease:
+    leases, _now = await ledger.leases([mpack_id])
+    return leases[mpack_id]
+
+
 async def test_a_lease_that_is_not_there(ledger: Ledger) -> None:
     mpack_id = new_mpack_id()
-    lease, now = await ledger.lease(mpack_id)
-    assert (lease, now.tzinfo is not None) == (None, True)
-    assert await ledger.leases([mpack_id]) == {}
+    leases, now = await ledger.leases([mpack_id])
+    assert (leases, now.tzinfo is not None) == ({}, True)
+    assert (await ledger.leases([]))[0] == {}
     assert await ledger.attempts(mpack_id) == 0
     await ledger.forget_attempts(mpack_id)
 
@@ -279,8 +285,7 @@ async def test_the_table_is_the_fold(ledger: Ledger) -> None:
     told = []
     for number, step in enumerate(steps):
         await append(ledger, fact(mpack_id, step, expected=version + number))
-        lease, _now = await ledger.lease(mpack_id)
-        assert lease is not None
+        lease = await lease_in(ledger, mpack_id)
         told.append((lease.state.value, lease.expires_at, lease.delete_at, lease.stuck))
     assert told == [
         ("active", now + 2 * HOUR, now + 3 * HOUR, False),
@@ -289,7 +294,7 @@ async def test_the_table_is_the_fold(ledger: Ledger) -> None:
         ("active", now, now, True),
         ("reclaimed", now, now, False),
     ]
-    lease = (await ledger.leases([mpack_id, "x"]))[mpack_id]
+    lease = (await ledger.leases([mpack_id, "x", mpack_id]))[0][mpack_id]
     assert (lease.outcome, lease.lateness_ms, lease.revoked_at) == (Outcome.DELETED, 1, now)
     assert (lease.sha256, lease.size_bytes, lease.version) == ("ab", 3, version + len(steps))
 
@@ -304,8 +309,7 @@ async def test_an_adopted_blob_has_a_row(ledger: Ledger) -> None:
         delete_at=now + HOUR,
     )
     await append(ledger, fact(mpack_id, adopted))
-    lease, _now = await ledger.lease(mpack_id)
-    assert lease is not None
+    lease = await lease_in(ledger, mpack_id)
     assert (lease.state, lease.delete_at, lease.version) == (LeaseState.RESERVED, now + HOUR, 1)
 
 
@@ -449,8 +453,7 @@ async def test_with_nothing_open_nothing_is_due(ledger: Ledger) -> None:
     assert (look.due, look.live, look.dead_claims) == (None, 0, False)
     await new_lease(ledger, due_in=HOUR)
     mpack_id, _ = await new_lease(ledger, due_in=timedelta(minutes=5))
-    lease, _now = await ledger.lease(mpack_id)
-    assert lease is not None
+    lease = await lease_in(ledger, mpack_id)
     assert (await ledger.look_ahead()).due == lease.delete_at
 
 

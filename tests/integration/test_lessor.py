@@ -343,9 +343,11 @@ async def _both_decided(
         await holder.execute("BEGIN; SELECT FROM event_head FOR UPDATE")
         leading = asyncio.ensure_future(first)
         await lock_waiters(holder, 1)
+        # Its decision is one more look-up; its append then waits.
+        look_up = "state = 'idle' AND query LIKE '%AS asked (id)%'"
+        last = await holder.fetchval(f"SELECT state_change FROM pg_stat_activity WHERE {look_up}")
         following = asyncio.ensure_future(second)
-        # Its decision is one statement on the pool's second connection; its append then waits.
-        await until_activity(holder, "state = 'idle' AND query LIKE '%AS one LEFT JOIN%'")
+        await until_activity(holder, f"{look_up} AND state_change > '{last}'")
         await holder.execute("COMMIT")
         return await asyncio.gather(leading, following, return_exceptions=True)
 

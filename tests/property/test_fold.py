@@ -17,6 +17,7 @@ from leases.errors import Failure
 from leases.ids import new_mpack_id
 from leases.lessor import LEASE_COLUMNS, Lessor, lease_of, lease_stream
 from leases.log import EventLog
+from leases.lookups import Lookups
 from leases.model import AdoptLease, Command, Lease, ReserveLease
 from leases.policy import LeasePolicy
 from leases.postgres_ledger import PostgresLedger
@@ -35,16 +36,17 @@ class Machinery:
 
     database: Database
     log: EventLog
+    lookups: Lookups
     lessor: Lessor
 
     @classmethod
     def on(cls, database: Database) -> Machinery:
-        log = EventLog(PostgresLedger(database), SystemClock())
-        store = MemoryStore()
+        ledger, store = PostgresLedger(database), MemoryStore()
+        log, lookups = EventLog(ledger, SystemClock()), Lookups(ledger)
         lessor = Lessor(
-            PostgresLedger(database), log, LeasePolicy(), store=store, log_id="l", replica="test"
+            ledger, log, LeasePolicy(), lookups=lookups, store=store, log_id="l", replica="test"
         )
-        return cls(database, log, lessor)
+        return cls(database, log, lookups, lessor)
 
     async def carry_out(self, mpack_id: str, script: list[Command]) -> None:
         for command in script:
@@ -68,13 +70,14 @@ class Machinery:
             assert [row["last_position"] for row in rows] == [e.position for e in events[-1:]]
 
     async def example(self, scripts: list[list[Command]]) -> None:
-        batcher = asyncio.ensure_future(self.log.run())
+        running = [asyncio.ensure_future(one.run()) for one in (self.log, self.lookups)]
         ids = [new_mpack_id() for _ in scripts]
         await asyncio.gather(*map(self.carry_out, ids, scripts))
         for mpack_id in ids:
             await self.check(mpack_id)
-        batcher.cancel()
-        await asyncio.wait([batcher])
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
 
 
 def unique(command: Command, mpack_id: str) -> Command:

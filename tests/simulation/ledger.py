@@ -128,10 +128,7 @@ class SimulatedLedger:
 
     # Leases. -------------------------------------------------------------------------------------
 
-    async def lease(self, mpack_id: str) -> tuple[Lease | None, datetime]:
-        return await self._wire.call("lease", partial(self._records.lease, mpack_id))
-
-    async def leases(self, mpack_ids: Sequence[str]) -> Mapping[str, Lease]:
+    async def leases(self, mpack_ids: Sequence[str]) -> tuple[Mapping[str, Lease], datetime]:
         return await self._wire.call("leases", partial(self._records.leases, mpack_ids))
 
     async def active(

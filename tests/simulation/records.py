@@ -209,12 +209,9 @@ class Records:
 
     # Leases. -------------------------------------------------------------------------------------
 
-    def lease(self, mpack_id: str) -> tuple[Lease | None, datetime]:
-        row = self.rows.get(mpack_id)
-        return (row.lease if row else None), self.clock()
-
-    def leases(self, mpack_ids: Iterable[str]) -> dict[str, Lease]:
-        return {name: self.rows[name].lease for name in mpack_ids if name in self.rows}
+    def leases(self, mpack_ids: Iterable[str]) -> tuple[dict[str, Lease], datetime]:
+        found = {name: self.rows[name].lease for name in mpack_ids if name in self.rows}
+        return found, self.clock()
 
     def active(self, before: datetime, after: str, limit: int) -> list[tuple[str, str]]:
         found = [
