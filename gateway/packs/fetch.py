@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,8 +35,9 @@ from gateway.packs.policy import PackPolicy
 from gateway.packs.sharing import Holding, OpenReader, PackSharing, Wish, check_inline
 from gateway.packs.slots import Slots
 from gateway.packs.splice import Snapshots
-from gateway.packs.spool import Encoding, SpoolBudget
+from gateway.packs.spool import Encoding, Spool, SpoolBudget
 from gateway.packs.store_calls import store_call
+from gateway.packs.stream import Made
 from gateway.packs.url_life import checked_ttl, seconds_left, url_seconds
 from gateway.storage.availability import Availability, Need
 from gateway.storage.watched import watched
@@ -307,10 +310,9 @@ class PackService:
 
     async def _passed_through(self, wish: Wish, pairs: Mapping[str, Any]) -> InlinePack:
         """Build it for this caller alone; the spool goes with the answer."""
-        plan, _sha256 = await self._built(wish)
-        spool = plan.writer.spool
+        spool, counts, _made = await self._built(wish)
         try:
-            pack = await inline_of(spool, pairs, plan.counts)
+            pack = await inline_of(spool, pairs, counts)
         except BaseException:
             await spool.close()
             raise
@@ -319,8 +321,7 @@ class PackService:
 
     async def _built_in_memory(self, wish: Wish) -> FetchAnswer:
         """For a store without URLs: the bytes are the answer."""
-        plan, sha256 = await self._built(wish)
-        spool = plan.writer.spool
+        spool, counts, made = await self._built(wish)
         try:
             mpack = await spool.read(0, spool.size_bytes)
         finally:
@@ -328,35 +329,40 @@ class PackService:
         self._observer.served(len(mpack))
         return FetchAnswer(
             mpack=mpack,
-            sha256=sha256,
-            size_bytes=len(mpack),
+            sha256=made.sha256,
+            size_bytes=made.size_bytes,
             encoding=wish.encoding,
-            counts=plan.counts,
+            counts=counts,
         )
 
-    async def _built(self, wish: Wish) -> tuple[Plan, str]:
-        """A pack that is not stored, under no lease: in its spool, which is the caller's to close,
-        and its hash.
-        """
+    async def _built(self, wish: Wish) -> tuple[Spool, Counts, Made]:
+        """A pack that is not stored, under no lease: in a spool, which is the caller's to close."""
         self._observer.slot_asked(SlotAnswer.PASSED)
         self._availability.check(Need.READING)
         async with self.sharing.turns.turn():
             began = self._engine.clock.monotonic()
             with self._availability.turn(Need.READING):
                 plan = await self.sharing.read_plan(wish)
-                spool = plan.writer.spool
+                spool = Spool(self.policy, self.budget)
                 try:
                     check_inline(plan.bytes_planned, self.policy)
-                    await self._builder.fill(plan)
-                    sha256 = await plan.writer.finish()
-                    check_inline(spool.size_bytes, self.policy)
+                    made = await self._spooled(plan, spool)
+                    check_inline(made.size_bytes, self.policy)
                 except BaseException:
                     await spool.close()
                     raise
+                finally:
+                    await plan.writer.spool.close()
             seconds = self._engine.clock.monotonic() - began
         self._step(Step.PACK_BUILT)
-        self._observer.built(size_bytes=spool.size_bytes, seconds=seconds)
-        return plan, sha256
+        self._observer.built(size_bytes=made.size_bytes, seconds=seconds)
+        return spool, plan.counts, made
+
+    async def _spooled(self, plan: Plan, spool: Spool) -> Made:
+        async with self._builder.stream(plan) as stream, aclosing(stream.chunks()) as chunks:
+            async for chunk in chunks:
+                await spool.append(partial(bytes, chunk), work_bytes=len(chunk))
+            return stream.made()
 
     async def _read_back(
         self, wish: Wish, pairs: Mapping[str, Any], *, gone: tuple[str, ...]

@@ -114,13 +114,9 @@ class ObjectUrls:
                 lease = await self._deposits.reserve(
                     new_mpack_id(), repo_id=repo_id, cache_key=None, caller=caller
                 )
-                sha256 = await self._deposits.build(plan, lease, caller)
-                if sha256 != object_id:
-                    message = "A stored object does not match its id."
-                    raise Corrupt(message, object_id=object_id)
-                await self._deposits.put(lease, spool, caller)
+                made = await self._deposits.store(plan, lease, caller)
                 deposited = await self._deposits.activate(
-                    lease, plan, sha256=sha256, ttl_seconds=ttl_seconds, caller=caller
+                    lease, made, counts=plan.counts, ttl_seconds=ttl_seconds, caller=caller
                 )
         finally:
             await spool.close()
@@ -143,6 +139,9 @@ class ObjectUrls:
                 await writer.write(chunk)
         finally:
             await stored.close()
+        await writer.flush()
+        if writer.digest() != object_id:
+            raise Corrupt("A stored object does not match its id.", object_id=object_id)
         return Plan(
             writer=writer,
             form=IdForm.BARE,

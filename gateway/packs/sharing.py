@@ -361,10 +361,13 @@ class PackSharing:
             cache_key=flight.cache_key,
             caller=wish.caller,
         )
-        sha256 = await self._deposits.build(plan, lease, wish.caller)
-        await self._deposits.put(lease, plan.writer.spool, wish.caller)
+        made = await self._deposits.store(plan, lease, wish.caller)
         deposited = await self._deposits.activate(
-            lease, plan, sha256=sha256, ttl_seconds=flight.ttl_seconds, caller=wish.caller
+            lease,
+            made,
+            counts=plan.counts,
+            ttl_seconds=flight.ttl_seconds,
+            caller=wish.caller,
         )
         self._observer.built(
             size_bytes=deposited.lease.size_bytes or 0,

@@ -13,8 +13,9 @@ import io
 import os
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import IO, Literal, TypeVar, cast
 
 import zstandard
@@ -109,7 +110,7 @@ class Spool:
             return bytes(memoryview(self._memory)[start:stop])
         return await self.run(lambda: self._read(start, stop))
 
-    async def chunks(self, chunk_bytes: int = _CHUNK_BYTES) -> AsyncIterator[bytes]:
+    async def chunks(self, chunk_bytes: int = _CHUNK_BYTES) -> AsyncGenerator[bytes, None]:
         """All bytes in order."""
         for start in range(0, self.size_bytes, chunk_bytes):
             yield await self.read(start, min(start + chunk_bytes, self.size_bytes))
@@ -135,12 +136,16 @@ class Spool:
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do file work in a thread that `close` will wait for."""
+        # A cancelled caller must not close the file under the thread: close() waits for it.
+        return await asyncio.shield(self.begun(work))
+
+    def begun(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """The same, begun: whoever began it goes on meanwhile."""
         future = asyncio.get_running_loop().run_in_executor(None, work)
         told = cast("asyncio.Future[object]", future)
         self._working.add(told)
         told.add_done_callback(self._working.discard)
-        # A cancelled caller must not close the file under the thread: close() waits for it.
-        return await asyncio.shield(future)
+        return future
 
     def _append(self, data: bytes) -> None:
         start = self.size_bytes
@@ -212,7 +217,10 @@ def _compressor(level: int) -> zstandard.ZstdCompressionObj:
 
 
 class PackWriter:
-    """Writes a pack into a spool: joins small parts, compresses by wish, hashes what is stored."""
+    """Writes the first part of a pack into a spool, and encodes what follows it.
+
+    Small parts are joined; all is compressed by wish, and hashed as it is stored.
+    """
 
     def __init__(self, spool: Spool, *, encoding: Encoding, zstd_level: int) -> None:
         self.spool = spool
@@ -228,21 +236,42 @@ class PackWriter:
         self._parts_bytes += len(part)
         self.bytes_in += len(part)
         if self._parts_bytes >= _FLUSH_BYTES:
-            await self._flush(last=False)
+            await self.flush()
 
-    async def finish(self) -> str:
-        """Write what is left; the SHA-256 of the stored bytes, in hex digits."""
-        await self._flush(last=True)
-        return self._hash.hexdigest()
-
-    async def _flush(self, *, last: bool) -> None:
+    async def flush(self) -> None:
+        """Have everything in the spool that was written."""
         parts, count = self._parts, self._parts_bytes
         self._parts, self._parts_bytes = [], 0
-        await self.spool.append(lambda: self._encode(parts, last=last), work_bytes=count)
+        await self.spool.append(lambda: self._encode(parts), work_bytes=count)
 
-    def _encode(self, parts: list[bytes | memoryview], *, last: bool) -> bytes:
-        data = b"".join(parts)
-        if self._compressor is not None:
-            data = self._compressor.compress(data) + (self._compressor.flush() if last else b"")
+    async def compressed(self, part: bytes, *, last: bool = False) -> bytes:
+        """What follows all that was written, as it is stored; with the last part, to the end."""
+        if self._compressor is None:
+            return part
+        work = partial(self._compress, part, last=last)
+        return work() if len(part) < _INLINE_BYTES else await self.spool.run(work)
+
+    @asynccontextmanager
+    async def hashing(self, chunk: bytes) -> AsyncIterator[None]:
+        """Hash what follows, beside what is done in the block; its bytes must follow in order."""
+        if len(chunk) < _INLINE_BYTES:
+            self._hash.update(chunk)
+            yield
+        else:
+            begun = self.spool.begun(partial(self._hash.update, chunk))
+            yield
+            await asyncio.shield(begun)
+
+    def digest(self) -> str:
+        """The SHA-256 of all that was stored, in hex digits."""
+        return self._hash.hexdigest()
+
+    def _encode(self, parts: list[bytes | memoryview]) -> bytes:
+        data = self._compress(b"".join(parts), last=False)
         self._hash.update(data)
         return data
+
+    def _compress(self, data: bytes, *, last: bool) -> bytes:
+        if self._compressor is None:
+            return data
+        return self._compressor.compress(data) + (self._compressor.flush() if last else b"")

@@ -14,6 +14,7 @@ OWNER = "leases/owner.py"
 ALARM = "leases/alarm.py"
 TIMER = "leases/timer.py"
 DEPOSIT = "gateway/packs/deposit.py"
+STREAM = "gateway/packs/stream.py"
 BULK = "gateway/storage/s3_deletions.py"
 
 
@@ -372,16 +373,30 @@ _FETCH = (
     _bug(
         "put-without-deadline",
         DEPOSIT,
-        "async with asyncio.timeout(self._left(lease)):",
-        "async with asyncio.timeout(None):",
+        "deadline = lease.delete_at - timedelta(seconds=policy.upload_margin_seconds)",
+        "deadline = lease.delete_at + timedelta(hours=1)",
         says="a put may end after its own cleanup",
     ),
     _bug(
         "refused-activation-leaves-blob",
         DEPOSIT,
-        "            await self._delete_own(lease, size_bytes, caller)\n",
+        "            await self._delete_own(lease, made.size_bytes, caller)\n",
         "",
         says="a builder who came too late leaves its pack",
+    ),
+    _bug(
+        "truncated-pack-activated",
+        STREAM,
+        "        if not self.ended:\n",
+        "        if not self._stored_bytes:\n",
+        says="a store that did not take the whole pack has stored it",
+    ),
+    _bug(
+        "reservation-extended-for-ever",
+        DEPOSIT,
+        "if self._left(keeping.lease) >= half or keeping.moved == moved:",
+        "if self._left(keeping.lease) >= half:",
+        says="a store that takes no bytes holds a reservation for a day",
     ),
     _bug(
         "key-reused",

@@ -16,6 +16,7 @@ from tests.planted.bugs import (
     OWNER,
     REAPER,
     RECONCILE,
+    STREAM,
     TIMER,
     Bug,
 )
@@ -43,7 +44,8 @@ _MEETS: Mapping[str, Sequence[str]] = {
     "leases/engine.py": ("test_alarm", "test_owner"),
     OWNER: ("test_owner", "test_pause"),
     RECONCILE: ("test_reconcile",),
-    DEPOSIT: _SHARES,
+    DEPOSIT: (*_SHARES, "test_fetch_streaming"),
+    STREAM: ("test_fetch_streaming",),
     "gateway/packs/slot_keeper.py": _SHARES,
     "gateway/packs/slots.py": _SHARES,
     "gateway/packs/sharing.py": _SHARES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.packs.build import Piece, cut_pieces, windows
+from gateway.packs.pieces import Piece, cut_pieces, windows
 from gateway.packs.places import Place, Places
 
 
