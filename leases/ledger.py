@@ -93,7 +93,10 @@ class Ledger(Protocol):
         """Close its connections."""
 
     def session(self) -> AbstractAsyncContextManager[Session]:
-        """A connection that is held for long."""
+        """A connection that is held for long.
+
+        A time limit that runs out in the block leaves it as DatabaseUnavailable.
+        """
 
     # The log. ------------------------------------------------------------------------------------
 

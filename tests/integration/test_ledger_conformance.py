@@ -14,6 +14,7 @@ import pytest
 from leases.chain import StoredEvent, event_hash, genesis
 from leases.clock import SystemClock
 from leases.codec import SCHEMA_VERSION, dump, encode
+from leases.errors import DatabaseUnavailable
 from leases.ids import new_event_id, new_mpack_id, new_token
 from leases.ledger import FailedAttempt, Ledger
 from leases.lessor import lease_stream
@@ -54,6 +55,9 @@ class _StraightWire:
 
     def opened(self, session: SimulatedSession) -> None:
         """Nobody breaks it."""
+
+    def ended(self, session: SimulatedSession) -> None:
+        session.freed()
 
 
 @pytest.fixture(params=["postgresql", "simulated"])
@@ -492,6 +496,21 @@ async def test_a_lock_is_held_by_one_session(ledger: Ledger) -> None:
         assert not await other.lock(7)
         assert await other.lock(-8)
         assert (await ledger.look_ahead()).live == 2
+
+
+async def test_silence_in_a_session_is_an_outage(ledger: Ledger) -> None:
+    async def be_silent() -> None:
+        async with ledger.another().session() as session:
+            await session.ping()
+            raise TimeoutError
+
+    with pytest.raises(DatabaseUnavailable):
+        await be_silent()
+
+
+async def test_two_events_of_one_stream_in_a_call_are_a_bug(ledger: Ledger) -> None:
+    with pytest.raises(Exception, match=r"(?i)second time|twice"):
+        await append(ledger, Asked("repo/1"), Asked("repo/1", expected=1))
 
 
 async def test_what_a_ledger_says_of_an_event(ledger: Ledger) -> None:

@@ -66,6 +66,12 @@ PARTS = (
         minutes_max=20,
     ),
     Part(
+        name="simulation",
+        about="a thousand simulated worlds of ten minutes, with faults of every kind",
+        command=("tests.simulation", "--seed", "{seed}", "--runs", "1000", "--json", "{out}"),
+        minutes_max=240,
+    ),
+    Part(
         name="planted",
         about="every planted bug, until a layer of tests finds it",
         command=("tests.planted", "--json", "{out}"),

@@ -30,6 +30,9 @@ class Wire(Protocol):
     def opened(self, session: SimulatedSession) -> None:
         """This session is open; whoever breaks the wire ends it."""
 
+    def ended(self, session: SimulatedSession) -> None:
+        """The process closed it: have the server free it, as soon as it can know."""
+
 
 class SimulatedSession:
     """A session: its locks stand until the server notices that it is over."""
@@ -39,6 +42,7 @@ class SimulatedSession:
         self._wire = wire
         self._ended: list[Callable[[], None]] = []
         self.is_open = True
+        self.lost = False
 
     def on_end(self, ended: Callable[[], None]) -> None:
         self._ended.append(ended)
@@ -54,12 +58,16 @@ class SimulatedSession:
 
     def end(self) -> None:
         if self.is_open:
-            self.freed()
+            self._wire.ended(self)
             self.noticed()
 
     async def _call(self, name: str, work: Callable[[], T]) -> T:
         if not self.is_open:
             raise DatabaseUnavailable(cause="session ended")
+        if self.lost:  # The server has ended it; the first use finds out.
+            await self._wire.call("reset", lambda: None)
+            self.noticed()
+            raise DatabaseUnavailable(cause="session lost")
         return await self._wire.call(name, work)
 
     def freed(self) -> None:
@@ -97,6 +105,8 @@ class SimulatedLedger:
         self._wire.opened(session)
         try:
             yield session
+        except TimeoutError as error:
+            raise DatabaseUnavailable(cause="no answer in time") from error
         finally:
             session.end()
 

@@ -94,6 +94,8 @@ class Records:
 
     def append(self, columns: Sequence[Sequence[Any]]) -> dict[str, Any]:
         asked = [_Asked(*row) for row in zip(*columns, strict=True)]
+        if len({one.stream for one in asked}) < len(asked):
+            raise ValueError("a stream is named twice in one call")
         moment = self.clock()
         if self.events:
             moment = max(moment, self.events[-1].recorded_at)
