@@ -68,6 +68,10 @@ class Oracle:
     _returned: set[str] = field(default_factory=set)
     _paused_at: datetime | None = None
 
+    def _lease(self, mpack_id: str) -> Lease | None:
+        row = self.records.rows.get(mpack_id)
+        return row.lease if row else None
+
     def complain(self, what: str, about: str) -> None:
         self.violations.append(Violation(what, about))
 
@@ -76,7 +80,7 @@ class Oracle:
     def before_delete(self, key: str) -> None:
         """I1 and I5: the row as it stands, the database's clock, the blob that is about to go."""
         mpack_id = key.rpartition("/")[2]
-        lease, now = self.records.lease(mpack_id)
+        lease, now = self._lease(mpack_id), self.records.clock()
         self._while_paused(now, mpack_id)
         if lease is None:
             if key in self.blobs.sizes:
@@ -95,7 +99,7 @@ class Oracle:
 
     def stored(self, key: str) -> None:
         """A blob that came back after the end of its lease may be found as residue."""
-        lease, _now = self.records.lease(key.rpartition("/")[2])
+        lease = self._lease(key.rpartition("/")[2])
         if lease is not None and lease.state is LeaseState.RECLAIMED:
             self._returned.add(lease.mpack_id)
 
