@@ -55,6 +55,6 @@ clean: ## Remove the environment, caches and reports; data folders stay
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each lock file; the lock files agree on every version, so their order is free.
-$(VENV)/.run $(VENV)/.test $(VENV)/.check: $(VENV)/.%: requirements/%.txt pyproject.toml
+$(VENV)/.run $(VENV)/.test $(VENV)/.check $(VENV)/.bench: $(VENV)/.%: requirements/%.txt pyproject.toml
 	@PYTHON="$(PYTHON)" requirements/install.sh $(VENV) $<
 	@touch $@

@@ -10,6 +10,7 @@ from benchmarks import machine, report
 from benchmarks.appends import APPENDS
 from benchmarks.audit import AUDIT
 from benchmarks.clone import CLONE, CLONE_MANY
+from benchmarks.contenders import PeerMissing
 from benchmarks.feed import FEED
 from benchmarks.fetch import FETCH
 from benchmarks.figures import Benchmark
@@ -21,6 +22,7 @@ from benchmarks.ids import IDS
 from benchmarks.lateness import LATENESS
 from benchmarks.outage import OUTAGE
 from benchmarks.packs import PACKS
+from benchmarks.peers import PEERS
 from benchmarks.place import Place, run
 from benchmarks.push import PUSH
 from benchmarks.reclaims import RECLAIMS
@@ -37,7 +39,7 @@ ALL = {
         *(CLONE, CLONE_MANY),
         *(IDLE, LATENESS, FEED, SLOW_CLIENTS),
         *(GROWTH, SMALL_PUSHES),
-        *(REPLICAS_LOCAL, REPLICAS_S3, RESTART, OUTAGE, AUDIT),
+        *(REPLICAS_LOCAL, REPLICAS_S3, RESTART, OUTAGE, AUDIT, PEERS),
     )
 }
 
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.names or ALL:
             try:
                 result = run(_measured(ALL[name], place, runs=options.runs))
-            except RadosGatewayMissing as missing:
+            except (PeerMissing, RadosGatewayMissing) as missing:
                 if options.names:
                     raise
                 print(f"{name}: left out. {missing}\n", flush=True)

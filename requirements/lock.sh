@@ -1,5 +1,5 @@
 #!/bin/sh
-# Write run.txt, test.txt and check.txt: one resolution for Python 3.11 and newer on any
+# Write run.txt, test.txt, check.txt and bench.txt: one resolution for Python 3.11 and newer on any
 # platform, as names, versions and hashes, and nothing of the machine that ran it.
 set -eu
 
@@ -23,5 +23,6 @@ compile() { # compile LOCKFILE OPTIONS...: what is pinned there already stays, u
 # The largest first; the smaller ones take its versions.
 compile check.txt --group test --group check
 UPGRADE=
+compile bench.txt --group test --group bench --constraint requirements/check.txt
 compile test.txt --group test --constraint requirements/check.txt
 compile run.txt --constraint requirements/check.txt

@@ -13,6 +13,7 @@ from benchmarks import report
 from benchmarks.__main__ import ALL
 from benchmarks.figures import Figure, percentile
 from benchmarks.outage import OUTAGE
+from benchmarks.peers import PEERS
 from benchmarks.replicas import REPLICAS_S3
 from gateway.embedded_postgres import EmbeddedPostgres
 from tests.rgw import check_s3_server
@@ -20,7 +21,7 @@ from tests.rgw import check_s3_server
 TOP = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(420)
 def test_every_benchmark_runs_and_keeps_its_figures(
     postgres_server: EmbeddedPostgres, tmp_path: Path
 ) -> None:
@@ -36,6 +37,8 @@ def test_every_benchmark_runs_and_keeps_its_figures(
     for name, benchmark in ALL.items():
         if name in (REPLICAS_S3.name, OUTAGE.name) and f"{name}: left out" in done.stdout:
             check_s3_server()
+        if name == PEERS.name and f"{name}: left out" in done.stdout:
+            continue  # Nothing else needs those packages, and no test is about peers.
         kept = json.loads((tmp_path / f"{name}.json").read_text())
         assert kept["figures"].keys() == benchmark.figures.keys()
         assert all(len(figure["runs"]) == 1 for figure in kept["figures"].values())
