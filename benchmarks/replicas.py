@@ -3,7 +3,9 @@
 Each replica is the service in a process of its own, as production puts it together, all on one
 database and one store. The leases are real events, appended beforehand, their deadlines spread
 evenly over one second. Every `delete_many` of every replica is timed from outside (one monotonic
-clock counts for all processes of a machine), and its keys are counted.
+clock counts for all processes of a machine), and its keys are counted. The database's clock is held
+against that one before and after: a clock that is set meanwhile makes every blob early or late by
+as much, on all replicas at once.
 
 The control, before it in the same run, deletes as many blobs of the same store and records
 nothing: on S3 a bare loop of DeleteObjects with a thousand keys each, on as many connections as the
@@ -120,6 +122,11 @@ async def _replica(home: Home, leases: int) -> _Share:
     return _Share(deletions=deletions, used=used)
 
 
+async def _clock_of(home: Home) -> DatabaseTime:
+    async with serving(home, watch=False) as service:
+        return await database_time(service.database)
+
+
 async def _measure(place: Place, home: Home) -> Run:
     leases = LEASES_QUICK if place.quick else LEASES
     # The first service of a store leaves its mark there; three at once would wait for each other.
@@ -129,6 +136,7 @@ async def _measure(place: Place, home: Home) -> Run:
     granted = await place.apart(_grant, home, leases)
     seen = Deletions()
     shares = await replicas
+    moved = (await place.apart(_clock_of, home)).offset - granted.clock.offset
     for share in shares:
         seen.add(share.deletions)
     found = seen.against(granted.due, granted.clock, "")
@@ -136,6 +144,7 @@ async def _measure(place: Place, home: Home) -> Run:
     last = max(granted.clock.at(gone) for gone in seen.gone.values())
     rate = leases / (last - first)
     return found | {
+        "clock_moved_ms": abs(moved) * 1000,
         "replicas": sum(bool(share.deletions.gone) for share in shares),
         "per_second": rate,
         "control_per_second": granted.control_per_second,
@@ -171,6 +180,9 @@ def _figures(**targets: Figure) -> dict[str, Figure]:
         "p99_ms": Figure(label="deadline to blob gone, p99", unit="ms"),
         "max_ms": Figure(label="deadline to blob gone, the last", unit="ms"),
         "early": Figure(label="deleted early", at_most=0, worst=True),
+        "clock_moved_ms": Figure(
+            label="the database's clock was set by, meanwhile", unit="ms", worst=True
+        ),
         "per_second": Figure(label="deleted, from the first deadline on", unit="/s"),
         "control_per_second": Figure(label="control: a bare loop of deletions", unit="/s"),
         "ratio": Figure(label="ours to the control's", unit="times"),
