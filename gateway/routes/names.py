@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.routes.access import Access, body_of, caller_of
 from gateway.service import Service
+from gateway.wire.body import Record
 from gateway.wire.messages import TagsRequest
 from gateway.wire.render import render
 
@@ -36,7 +35,7 @@ def names_routes(access: Access, service: Service) -> list[Route]:
 
     async def put_release(request: Request) -> Response:
         principal, repo = await access.writable(request)
-        record = await body_of(request, dict[str, Any], limits)
+        record = await body_of(request, Record, limits)
         caller = caller_of(request, principal)
         release_id = await names.put_release(repo.repo_id, record, caller, limits=limits)
         return render(request, {"release_id": release_id})

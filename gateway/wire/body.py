@@ -32,6 +32,9 @@ from gateway.wire.messages import (
 from leases.errors import InvalidRequest
 
 T = TypeVar("T")
+# A map of whatever its sender likes. No type bounds it, and 64 MiB of empty maps become 5.7 GB of
+# objects (tests/fuzz.py), so it may have the bytes of one record and no more.
+Record = dict[str, Any]
 BodyFormat = Literal["msgpack", "json"]
 
 _OVER_LENGTH = re.compile(r"Expected `\w+` of length <= \d+")
@@ -49,9 +52,7 @@ def decode(
     Errors: InvalidRequest (400) when it is not msgpack or JSON at all; Incomplete (422) when its
             shape is wrong; TooLarge (413) when it, a list or an entry is over a limit.
     """
-    bytes_max = limits.body_bytes_max
-    if type_ in _LISTS_OF_IDS:
-        bytes_max = limits.ids_body_bytes_max
+    bytes_max = _bytes_max(type_, limits)
     if len(data) > bytes_max:
         raise TooLarge(f"The body is over {bytes_max:,} bytes.")
     decoder = msgspec.json.decode if body_format == "json" else msgspec.msgpack.decode
@@ -94,6 +95,14 @@ def check_text(text: str, *, what: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise Incomplete(f"{what} holds half of a surrogate pair.") from error
+
+
+def _bytes_max(type_: type, limits: WireLimits) -> int:
+    if type_ in _LISTS_OF_IDS:
+        return limits.ids_body_bytes_max
+    if type_ == Record:
+        return limits.record_bytes_max
+    return limits.body_bytes_max
 
 
 def _guarded(decoding: Any, *, what: str) -> Any:

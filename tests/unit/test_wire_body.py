@@ -9,7 +9,7 @@ import pytest
 from msgspec import Raw
 
 from gateway.errors import Incomplete, TooLarge, status_of
-from gateway.wire.body import check_text, decode, decode_commit, decode_manifest
+from gateway.wire.body import Record, check_text, decode, decode_commit, decode_manifest
 from gateway.wire.limits import WireLimits
 from gateway.wire.messages import (
     FetchMpackRequest,
@@ -146,6 +146,7 @@ OBJECT = {"object_id": ID, "content": b"12345", "path": "a/b"}
         (PushObjectsRequest, {"objects": [OBJECT]}, {"object_bytes_max": 4}),
         (PushObjectsRequest, {"objects": [OBJECT]}, {"path_bytes_max": 2}),
         (PushObjectsRequest, {"objects": [OBJECT]}, {"body_bytes_max": 10}),
+        (Record, {"tag": "v1"}, {"record_bytes_max": 3}),
         (PushRequest, {"branch": "a", "bundle": {"commits": [1, 2]}}, {"commits_per_push_max": 1}),
         (PushRequest, {"branch": "a", "bundle": {"objects": [OBJECT]}}, {"object_bytes_max": 4}),
     ],
