@@ -88,14 +88,15 @@ COUNTS: dict[Kind, TextClause] = {
         f" {DEAD_OBJECTS}"
     ),
     Kind.SEGMENT: text(f"""
-        WITH dead AS (SELECT o.object_id {DEAD_OBJECTS})
+        WITH dead AS MATERIALIZED (SELECT o.object_id {DEAD_OBJECTS}),
+             kept AS MATERIALIZED (
+                 SELECT DISTINCT i.mpack_id FROM mpack_index AS i
+                   LEFT JOIN dead AS d ON d.object_id = i.entity_id AND i.entity_type = 'object'
+                  WHERE d.object_id IS NULL)
         SELECT count(*) AS count, COALESCE(sum(s.size_bytes), 0)::bigint AS size_bytes
-        FROM segments AS s
+        FROM segments AS s LEFT JOIN kept ON kept.mpack_id = s.mpack_id
         WHERE s.codec = 'condemned' OR {_UNFINISHED}
-           OR (s.state = 'live' AND NOT EXISTS (
-                SELECT FROM mpack_index AS i WHERE i.mpack_id = s.mpack_id
-                   AND NOT (i.entity_type = 'object'
-                            AND i.entity_id IN (SELECT object_id FROM dead))))
+           OR (s.state = 'live' AND kept.mpack_id IS NULL)
     """),  # noqa: S608  constants
 }
 

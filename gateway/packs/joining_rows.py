@@ -7,26 +7,27 @@ from sqlalchemy import text
 from gateway.packs.garbage_rows import DEAD_OBJECTS, GONE
 
 # Only segments that hold nothing but objects at known places; by repo, then as they were pushed.
+# Joins all of them, so that each table is gone through once: an IN that does not fit into memory is
+# a walk through its list for every row.
 _FIND = """
-WITH dead (object_id) AS MATERIALIZED ({dead})
-SELECT s.mpack_id, s.storage_key, s.size_bytes, held.entries, COALESCE(holder.repo_id, '')
-  FROM segments AS s
- CROSS JOIN LATERAL (
-         SELECT count(*) AS entries, min(i.entity_id) AS one,
+WITH dead (object_id) AS MATERIALIZED ({dead}),
+     small AS MATERIALIZED (
+         SELECT mpack_id, storage_key, size_bytes FROM segments
+          WHERE state = 'live' AND codec = 'raw' AND size_bytes <= :small),
+     held AS MATERIALIZED (
+         SELECT i.mpack_id, count(*) AS entries, min(i.entity_id) AS one,
                 bool_and(i.entity_type = 'object' AND i.byte_offset + i.byte_length IS NOT NULL)
                     AS own
-           FROM mpack_index AS i WHERE i.mpack_id = s.mpack_id
-            AND NOT (i.entity_type = 'object'
-                     AND i.entity_id IN (SELECT object_id FROM dead))) AS held
-  LEFT JOIN LATERAL (
-         SELECT r.repo_id FROM object_refs AS r
-          WHERE r.object_id = held.one AND r.repo_id NOT IN {gone}
-          ORDER BY r.repo_id LIMIT 1) AS holder ON true
- WHERE s.state = 'live' AND s.codec = 'raw' AND s.size_bytes <= :small
-   AND held.entries > 0 AND held.own
- ORDER BY holder.repo_id, s.mpack_id LIMIT :limit"""
-
-
+           FROM small JOIN mpack_index AS i USING (mpack_id)
+           LEFT JOIN dead AS d ON d.object_id = i.entity_id AND i.entity_type = 'object'
+          WHERE d.object_id IS NULL GROUP BY i.mpack_id),
+     holder AS (
+         SELECT r.object_id, min(r.repo_id) AS repo_id
+           FROM object_refs AS r JOIN (SELECT DISTINCT one FROM held) AS h ON h.one = r.object_id
+          WHERE r.repo_id NOT IN {gone} GROUP BY r.object_id)
+SELECT s.mpack_id, s.storage_key, s.size_bytes, held.entries, COALESCE(holder.repo_id, '')
+  FROM small AS s JOIN held USING (mpack_id) LEFT JOIN holder ON holder.object_id = held.one
+ WHERE held.own ORDER BY holder.repo_id, s.mpack_id LIMIT :limit"""
 FIND = text(_FIND.format(dead="SELECT object_id FROM objects WHERE false", gone=GONE))
 FIND_AFTER_GC = text(_FIND.format(dead=f"SELECT o.object_id {DEAD_OBJECTS}", gone=GONE))
 
