@@ -33,6 +33,10 @@ _NAMES = {
     "--unfinished-after", type=Span(), default=timedelta(days=1), metavar="SPAN",
     help="Give up uploads that began so long ago and never ended (1d).",
 )  # fmt: skip
+@click.option(
+    "--keep-joined", type=Span(), default=timedelta(days=7), metavar="SPAN",
+    help="Keep the old blobs of joined segments for so long (7d).",
+)  # fmt: skip
 @click.option("--no-join", is_flag=True, help="Leave small segments as they are.")
 @database_url_option
 @json_option
@@ -40,6 +44,7 @@ def gc(
     *,
     dry_run: bool,
     unfinished_after: timedelta,
+    keep_joined: timedelta,
     no_join: bool,
     database_url: str | None,
     as_json: bool,
@@ -54,9 +59,8 @@ def gc(
     """
     settings = settings_of(database_url)
     quiet_logs(settings)
-    removed, size, stopped = run(
-        _gc(settings, dry_run=dry_run, unfinished_after=unfinished_after, join=not no_join)
-    )
+    ages = {"unfinished_after": unfinished_after, "keep_joined": keep_joined}
+    removed, size, stopped = run(_gc(settings, ages, dry_run=dry_run, join=not no_join))
     told = {name: removed[kind] for kind, name in _NAMES.items()}
     told |= {"bytes": size, "dry_run": dry_run}
     if as_json:
@@ -70,7 +74,7 @@ def gc(
 
 
 async def _gc(
-    settings: Settings, *, dry_run: bool, unfinished_after: timedelta, join: bool
+    settings: Settings, ages: dict[str, timedelta], *, dry_run: bool, join: bool
 ) -> tuple[Counter[str], int, bool]:
     """What was removed by kind, the segments' bytes, and whether it was stopped."""
     from gateway.cli.caller import caller
@@ -91,13 +95,13 @@ async def _gc(
             joining = Joining(*parts, policy=settings.pack, steps=steps)
             if dry_run:
                 works = [
-                    garbage.look(unfinished_after=unfinished_after),
+                    garbage.look(**ages),
                     joining.look(spared=await garbage.spared()),
                 ]
             else:
                 me = caller()
                 works = [
-                    garbage.collect(caller=me, unfinished_after=unfinished_after),
+                    garbage.collect(caller=me, **ages),
                     joining.join(caller=me),
                 ]
             async for part in _one_after_the_other(works if join else works[:1]):

@@ -54,6 +54,8 @@ _FOUND_MAX = 100_000
 _MEMBERS_PER_BATCH = 10_000
 # An upload that takes longer than a day is none any more.
 UNFINISHED_AFTER = timedelta(days=1)
+# A database restored from a backup of last week leads to the segments of last week.
+KEEP_JOINED = timedelta(days=7)
 
 _log = structlog.get_logger(__name__)
 
@@ -87,19 +89,26 @@ class Garbage:
         self._step = steps
 
     async def look(
-        self, *, unfinished_after: timedelta = UNFINISHED_AFTER
+        self,
+        *,
+        unfinished_after: timedelta = UNFINISHED_AFTER,
+        keep_joined: timedelta = KEEP_JOINED,
     ) -> AsyncIterator[Removed]:
         """What `collect` would remove now."""
         spared = await self.spared()
         for kind, statement in rows.COUNTS.items():
             async with reading(self._database) as reader:
-                values = {"spared": spared, "age": unfinished_after}
+                values = {"spared": spared, "age": unfinished_after, "kept": keep_joined}
                 count, size_bytes = (await reader.execute(statement, values)).one()
             if count:
                 yield Removed(kind=kind, count=count, size_bytes=size_bytes)
 
     async def collect(
-        self, *, caller: Caller, unfinished_after: timedelta = UNFINISHED_AFTER
+        self,
+        *,
+        caller: Caller,
+        unfinished_after: timedelta = UNFINISHED_AFTER,
+        keep_joined: timedelta = KEEP_JOINED,
     ) -> AsyncIterator[Removed]:
         """Remove it all; tells after every batch. To end it early, iterate no further.
 
@@ -120,7 +129,8 @@ class Garbage:
                     yield Removed(kind=kind, count=part)
                 if not count:
                     break  # Pushes hold or have touched them all.
-        while condemned := await self._condemn(unfinished_after, caller=caller):
+        ages = {"age": unfinished_after, "kept": keep_joined}
+        while condemned := await self._condemn(ages, caller=caller):
             self._step(Step.SEGMENTS_CONDEMNED)
             yield condemned
         async for removed in self.delete_condemned():
@@ -209,12 +219,12 @@ class Garbage:
 
     # Blobs. --------------------------------------------------------------------------------------
 
-    async def _condemn(self, unfinished_after: timedelta, *, caller: Caller) -> Removed | None:
+    async def _condemn(self, ages: dict[str, timedelta], *, caller: Caller) -> Removed | None:
         """Say of empty and of unfinished segments that they go, before anything is deleted."""
 
         async def work() -> Removed | None:
             async with transaction(self._database) as connection:
-                values = {"age": unfinished_after, "limit": BATCH}
+                values = {"limit": BATCH, **ages}
                 locked = (await connection.execute(rows.LOCK_SEGMENTS, values)).scalars().all()
                 gone = (await connection.execute(rows.CONDEMN, {"ids": locked})).all()
                 if not gone:

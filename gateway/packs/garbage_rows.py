@@ -63,7 +63,8 @@ FROM objects AS o WHERE {_unheld("object_refs", "object_id", "o")}
 """  # noqa: S608  constants
 _UNFINISHED = """
 s.state = 'pending' AND s.codec <> 'condemned'
-AND s.created_at < clock_timestamp() - CAST(:age AS interval)
+AND s.created_at < clock_timestamp()
+    - CASE s.codec WHEN 'joined' THEN CAST(:kept AS interval) ELSE CAST(:age AS interval) END
 """
 
 FIND: dict[Kind, TextClause] = {

@@ -5,9 +5,9 @@
              segment: its row first (pending, codec `joining`), then its blob
     move     in one transaction: the index leads to the new segment, which is live from then on; the
              old ones are pending (codec `joined`) and led to by nothing; `segments.joined` last
-    leave    the old blobs stay for as long as an upload that never ended would: a fetch that was
-             planned before the move reads them. Then `gc` condemns and deletes them as it does
-             everything pending that old.
+    leave    the old blobs stay for a week (`gc --keep-joined`): a fetch that was planned before the
+             move reads them, and a database that is restored from a backup leads to them. Then
+             `gc` condemns and deletes them as it does what is pending for too long.
 
 A push writes only segments of its own, which are pending until it is through with them, so nothing
 here touches what it is writing. Objects' rows are locked in the order of their ids, as everybody

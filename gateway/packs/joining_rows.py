@@ -58,7 +58,7 @@ SELECT 'object', entity_id, :new, byte_offset, byte_length
 # Its change is also the touch by which a `gc` under way sees that these rows are in use.
 MOVE_OBJECTS = text("""
 UPDATE objects SET storage_uri = :key WHERE object_id = ANY(CAST(:ids AS text[]))""")
-# From now on it is an upload that never ended, begun now: so long its blob stays.
+# What is pending goes some time after it was begun: from now on that is counted.
 RETIRE = text("""
 UPDATE segments SET state = 'pending', codec = 'joined', created_at = clock_timestamp()
  WHERE mpack_id = ANY(CAST(:old AS text[]))""")

@@ -106,7 +106,7 @@ def test_after_kill_9_the_next_run_joins(commands: Commands, step: Step) -> None
     )
     assert done.returncode == -signal.SIGKILL
     commands.run("gc", exits=3 if step is Step.SEGMENTS_JOINED else 0)
-    commands.run("gc", "--unfinished-after", "0s")
+    commands.run("gc", "--unfinished-after", "0s", "--keep-joined", "0s")
     assert commands.sql("SELECT count(*) FROM segments") == 1
     assert len(commands.view.keys("segments/")) == 1
     assert commands.sql("SELECT count(*) FROM mpack_index") == objects

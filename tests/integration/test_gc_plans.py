@@ -34,14 +34,15 @@ _FILL = (
        SELECT object_id, commit_id FROM made WHERE right(object_id, 1) <> '0'""",
     "DROP TABLE made",
 )
+_AGES = {"age": timedelta(days=1), "kept": timedelta(days=7)}
 _ASKED: dict[str, tuple[TextClause, dict[str, Any]]] = {
     "commits": (garbage_rows.FIND[Kind.COMMIT], {"limit": 1000}),
     "objects": (garbage_rows.FIND[Kind.OBJECT], {"limit": 1000, "spared": []}),
     "segments to tell": (
         garbage_rows.COUNTS[Kind.SEGMENT],
-        {"age": timedelta(days=1), "spared": []},
+        {**_AGES, "spared": []},
     ),
-    "empty segments": (garbage_rows.LOCK_SEGMENTS, {"limit": 1000, "age": timedelta(days=1)}),
+    "empty segments": (garbage_rows.LOCK_SEGMENTS, {"limit": 1000, **_AGES}),
     "small segments": (joining_rows.FIND, {"limit": 1000, "small": 1000}),
     "small segments behind a gc": (
         joining_rows.FIND_AFTER_GC,

@@ -45,9 +45,18 @@ async def join(bench: Bench, steps: Steps = no_steps) -> Counter[Kind]:
     return counted
 
 
-async def collect(bench: Bench, unfinished_after: timedelta = timedelta()) -> None:
+async def collect(bench: Bench, keep_joined: timedelta = timedelta()) -> None:
     garbage = Garbage(bench.database, bench.gate.log, bench.store)
-    async for _ in garbage.collect(caller=CALLER, unfinished_after=unfinished_after):
+    async for _ in garbage.collect(
+        caller=CALLER, unfinished_after=timedelta(), keep_joined=keep_joined
+    ):
+        pass
+
+
+async def collect_condemned(bench: Bench) -> None:
+    """As a `gc` beside pushes does: what is pending may be theirs."""
+    garbage = Garbage(bench.database, bench.gate.log, bench.store)
+    async for _ in garbage.collect(caller=CALLER):
         pass
 
 
@@ -99,7 +108,7 @@ async def test_many_small_segments_become_one_and_packs_stay_the_same(bench: Ben
     assert (await Auditor(bench.database, bench.gate.log).verify()).ok
 
 
-async def test_old_blobs_stay_as_long_as_an_unfinished_upload_would(bench: Bench) -> None:
+async def test_old_blobs_stay_for_as_long_as_was_said(bench: Bench) -> None:
     history = make_history(1)
     await pushed_in_chunks(bench, history)
     await join(bench)
@@ -342,7 +351,7 @@ async def test_pushes_and_fetches_go_on(bench: Bench) -> None:
         pushing = tasks.create_task(push())
         while not pushing.done():
             await join(bench)
-            await collect(bench, timedelta(days=1))
+            await collect_condemned(bench)
     await bench.gate.push(repo, history.bundle())
     await check_whole(bench, history)
     await collect(bench)
