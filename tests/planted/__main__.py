@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.planted.bugs import BUGS
+from tests.planted.layers import layers_for
 from tests.planted.page import page
 from tests.planted.run import TOP, Found, copied_tree, hunt
 
@@ -17,6 +18,7 @@ def main() -> int:
     """Hunt, print the table; 1 when a bug was not found."""
     parser = argparse.ArgumentParser(prog="python -m tests.planted")
     parser.add_argument("--bug", action="append", choices=[bug.name for bug in BUGS])
+    parser.add_argument("--layer", help="ask this layer alone, of the bugs that it may find")
     parser.add_argument("--json", type=Path, help="keep what was found here")
     parser.add_argument("--page", action="store_true", help="write docs/planted-bugs.md")
     asked = parser.parse_args()
@@ -25,7 +27,9 @@ def main() -> int:
         for bug in BUGS:
             if asked.bug and bug.name not in asked.bug:
                 continue
-            one = hunt(bug, tree)
+            if asked.layer and asked.layer not in [layer.name for layer in layers_for(bug)]:
+                continue
+            one = hunt(bug, tree, only=asked.layer)
             found[bug.name] = one
             told = f"{one.layer}: {one.test}" if one.layer else "NOT FOUND"
             print(f"{one.seconds:6.1f} s  {bug.name:40} {told}", flush=True)

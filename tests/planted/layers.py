@@ -62,6 +62,16 @@ class Layer:
     seconds_max: float
 
 
+# Enough storms of each kind; a minute or two.
+_SIMULATION = Layer(
+    name="simulation",
+    command=("tests.simulation", "--stop", *("--seed", "1", "--runs", "24", "--seconds", "600")),
+    seconds_max=900,
+)
+# What the simulation does not run: SQL, the real timer, audits of whole logs.
+_NOT_SIMULATED = (APPEND, CLAIMS, TIMER, "leases/audit.py")
+
+
 def layers_for(bug: Bug) -> list[Layer]:
     """What is run to find this bug, in order."""
     met = [f"tests/integration/{name}.py" for name in _MEETS[bug.path]]
@@ -78,6 +88,7 @@ def layers_for(bug: Bug) -> list[Layer]:
     layers += [
         _tests("integration", met, seconds_max=600),
         _tests("stateful", ["tests/property/test_engine_machine.py"], seconds_max=300),
+        *([_SIMULATION] if _is_simulated(bug) else []),
         _tests(
             "crash points",
             ["tests/fault/test_crash_enumerator.py", "tests/fault/test_database_faults.py"],
@@ -91,6 +102,10 @@ def layers_for(bug: Bug) -> list[Layer]:
         ),
     ]
     return layers
+
+
+def _is_simulated(bug: Bug) -> bool:
+    return bug.path.startswith("leases/") and bug.path not in _NOT_SIMULATED
 
 
 def _tests(name: str, paths: Sequence[str], *, seconds_max: float) -> Layer:

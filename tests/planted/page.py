@@ -7,13 +7,19 @@ from collections.abc import Sequence
 from tests.planted.bugs import BUGS
 from tests.planted.run import Found
 
-_NAMES = ("unit", "property", "integration", "stateful", "crash points", "fault")
+_NAMES = ("unit", "property", "integration", "stateful", "simulation", "crash points", "fault")
 _HEAD = """# Planted bugs
 
 Would the tests notice? Each line below is a mistake that somebody could make: one small edit, made
 in a copy of the tree (`python -m tests.planted`, a part of `make nightly`). Then layers of tests
 run from quick to slow, each narrowed to what watches the file, until one fails. **●** found it; ·
 ran and did not; an empty field was not asked. CI checks that every edit still applies.
+
+What one layer finds without the others is asked by `--layer`. The simulation, which runs none of
+the SQL, finds by itself life-without-end, renew-shortens, grace-forgotten, lateness-sign,
+activate-without-not-after, stuck-never-told, outage-charged, record-by-process-clock,
+record-before-delete, upload-abort-forgotten, reconcile-deletes-foreign,
+reconcile-reports-forgotten-as-residue and reconcile-trusts-old-listing.
 
 """
 

@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="the first seed; random when left out")
     parser.add_argument("--runs", type=int, default=10, help="so many seeds, one after the other")
     parser.add_argument("--seconds", type=float, default=600, help="simulated, in each run")
+    parser.add_argument("--stop", action="store_true", help="at the first broken promise")
     parser.add_argument("--json", type=Path, help="keep what was found here")
     asked = parser.parse_args(argv)
     first = secrets.randbelow(1 << 31) if asked.seed is None else asked.seed
@@ -33,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"    {line}")
         if outcome.violations:
             print(f"  again: python -m tests.simulation --seed {seed} --runs 1", end="")
-            print(f" --seconds {asked.seconds:g}", flush=True)
+            print(f" --seconds {asked.seconds:g}")
+            print(f"FAILED simulation::seed-{seed}:{_invariant(outcome)}", flush=True)
+            if asked.stop:
+                break
     summary = _summary(outcomes)
     print("\n".join(f"{name}: {value}" for name, value in summary.items()))
     if asked.json:
@@ -50,6 +54,10 @@ def _line(outcome: Outcome) -> str:
         f" {outcome.ratio:,.0f} x, latest in calm {outcome.lateness_ms_max_calm} ms,"
         f" trace {outcome.trace_hash[:16]}"
     )
+
+
+def _invariant(outcome: Outcome) -> str:
+    return outcome.violations[0].split(": ")[1].partition(" ")[0]
 
 
 def _summary(outcomes: Sequence[Outcome]) -> dict[str, object]:

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 _STORM_SECONDS = 40.0
-_CALM_SECONDS = 80.0
+_CALM_SECONDS = 60.0
 _PAUSES_SECONDS = (0.3, 2, 6, 15, 40)
 # How long after its end a fault may still be felt. Claims in the name of no session end at their
 # limit (20 s); a store's circuit probes every two seconds, and retries wait for eight.
 _RECOVERY_SECONDS = {
-    "kill": 6.0,
-    "pause": 6.0,
-    "cut from database": 32.0,
+    "kill": 5.0,
+    "pause": 5.0,
+    "cut from database": 25.0,
     "cut from store": 10.0,
-    "database restart": 25.0,
-    "flaky database": 25.0,
+    "database restart": 10.0,
+    "flaky database": 10.0,
     "slow database": 10.0,
     "store outage": 10.0,
     "flaky store": 10.0,
@@ -39,6 +39,11 @@ _RECOVERY_SECONDS = {
     "clock jump": 0.0,
     "operator's pause": 3.0,
 }
+_CLAIM_SECONDS = 25.0
+_INTERRUPT = ("kill", "pause")
+_HURT = ("cut from database", "database restart", "flaky database", "slow database")
+# For the middle of a batch: so often, and so long apart.
+_LOOKS_MAX, _LOOK_SECONDS = 3000, 0.001
 _HOURS = (-1.0, 1.0, -0.001, 0.001, -24.0)
 
 
@@ -66,11 +71,11 @@ class Faults:
             "operator's pause": self._operator_pauses,
         }
 
-    def between(self, since: datetime, until: datetime, kind: str = "", /) -> bool:
+    def between(self, since: datetime, until: datetime, kind: str = "", *, but: str = "") -> bool:
         """Whether anything was wrong at any time between these, or was being got over."""
         first, last = ((moment - EPOCH).total_seconds() for moment in (since, until))
         return any(
-            begin <= last and end >= first and kind in ("", own)
+            begin <= last and end >= first and kind in ("", own) and own != but
             for own, begin, end in self._spans.values()
         )
 
@@ -80,25 +85,35 @@ class Faults:
         over_at = loop.time() + seconds
         await asyncio.sleep(_CALM_SECONDS / 8)
         while loop.time() + _STORM_SECONDS < over_at:
+            # Few kinds at a time: what one of them needs to be got over is then known exactly.
+            kinds = self._chance.sample(list(self._kinds), self._chance.choice((1, 1, 2, 3, 13)))
             storm_ends = loop.time() + self._chance.uniform(2, _STORM_SECONDS)
             async with asyncio.TaskGroup() as tasks:
                 while loop.time() < storm_ends:
-                    tasks.create_task(self._fault(self._chance.choice(list(self._kinds))))
+                    tasks.create_task(self._fault(self._chance.choice(kinds)))
                     await asyncio.sleep(self._chance.expovariate(0.3))
-            await asyncio.sleep(self._chance.uniform(0.2, 1) * _CALM_SECONDS)
+            await asyncio.sleep(self._chance.uniform(0.5, 1) * _CALM_SECONDS)
 
     async def _fault(self, kind: str) -> None:
         world = self._world
         self.counts[kind] += 1
         world.trace("fault", f"{kind} begins")
         number, began = self.counts.total(), world.loop.time()
+        recovery_seconds = _RECOVERY_SECONDS[kind]
         self._spans[number] = (kind, began, float("inf"))
         await self._kinds[kind]()
-        over = world.loop.time() + _RECOVERY_SECONDS[kind]
+        if kind in _INTERRUPT and self._database_was_hurt(began):
+            recovery_seconds = _CLAIM_SECONDS
+        over = world.loop.time() + recovery_seconds
         self._spans[number] = (kind, began, over)
         if over == began:
             del self._spans[number]
         world.trace("fault", f"{kind} ends")
+
+    def _database_was_hurt(self, since: float) -> bool:
+        """Whether claims may have been made in the name of no session."""
+        first = since - 10
+        return any(kind in _HURT and end >= first for kind, _begin, end in self._spans.values())
 
     async def _wait(self, least: float, most: float) -> None:
         await asyncio.sleep(self._chance.uniform(least, most))
@@ -113,15 +128,31 @@ class Faults:
         replica = self._anybody()
         if replica is None:
             return
+        await self._in_the_middle(replica)
+        if self._world.machines[replica.name] is not replica:
+            return
         self._world.trace(replica.name, "is killed")
         replica.kill()
         self._world.machines[replica.name] = None
         await self._wait(0.3, 12)
         self._world.start(replica.name, start=replica.start + 1)
 
+    async def _in_the_middle(self, replica: Replica) -> None:
+        """Half of the time wait until it has claimed something, and a moment longer."""
+        if self._chance.random() < 0.5:
+            return
+        for _ in range(_LOOKS_MAX):
+            if replica.workload is not None and replica.workload.engine.reaper._busy:
+                break
+            await asyncio.sleep(_LOOK_SECONDS)
+        await self._wait(0, 0.005)
+
     async def _pause(self) -> None:
         replica = self._anybody()
-        if replica is None or not replica.process.runs:
+        if replica is None:
+            return
+        await self._in_the_middle(replica)
+        if self._world.machines[replica.name] is not replica or not replica.process.runs:
             return
         self._world.trace(replica.name, "is stopped")
         replica.process.runs = False

@@ -46,9 +46,11 @@ class Violation:
 
 
 class FaultBetween(Protocol):
-    """Whether anything was wrong between two times, or something of this kind."""
+    """Whether anything was wrong between two times: of this kind, of any `but` that."""
 
-    def __call__(self, since: datetime, until: datetime, kind: str = "", /) -> bool: ...
+    def __call__(
+        self, since: datetime, until: datetime, kind: str = "", *, but: str = ""
+    ) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -92,9 +94,12 @@ class Oracle:
 
     def _while_paused(self, now: datetime, mpack_id: str) -> None:
         since = self._paused_at
-        if since is None or now - since < _OBEYED_WITHIN or mpack_id not in self.records.rows:
+        if since is None or now - since < _OBEYED_WITHIN:
             return
-        if not self.fault_between(since, now):
+        row = self.records.rows.get(mpack_id)
+        if row is None or row.claimed_by is None:
+            return  # A builder's own, which came too late.
+        if not self.fault_between(since, now, but="operator's pause"):
             self.complain(f"deleted at {now}, and reaping was paused at {since}", mpack_id)
 
     def stored(self, key: str) -> None:
@@ -140,8 +145,9 @@ class Oracle:
         name, moment = after.mpack_id, event.recorded_at
         if moment > before.delete_at:
             self.complain(f"I8: {event.type} at {moment}, after {before.delete_at}", name)
-        if after.delete_at < before.delete_at and before.state is LeaseState.ACTIVE:
-            self.complain(f"I8: {event.type} shortened {before.delete_at}", name)
+        ends, ended = (one.expires_at or one.delete_at for one in (after, before))
+        if before.state is LeaseState.ACTIVE and ends < ended:
+            self.complain(f"I8: {event.type} shortened {ended}", name)
         row = self.records.rows[name]
         if row.claimed_until is not None and row.claimed_until > moment:
             self.complain(f"I8: {event.type} under the claim of {row.claimed_by}", name)

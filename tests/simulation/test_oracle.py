@@ -44,7 +44,9 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.records = Records(lambda: self.now, new_event_id())
-        self.oracle = Oracle(self.records, self.blobs, LeasePolicy(), lambda *_: not self.calm)
+        self.oracle = Oracle(
+            self.records, self.blobs, LeasePolicy(), lambda *_, **__: not self.calm
+        )
         self.records.appended = self.oracle.appended
         self.blobs.before_delete = self.oracle.before_delete
         self.blobs.stored = self.oracle.stored
