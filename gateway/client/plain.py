@@ -18,7 +18,8 @@ from gateway.client.errors import BadPack, TooBig
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _WINDOW_BYTES_MAX = 2**27  # What zstd itself takes without being told to take more.
-_READ_BYTES = 1024 * 1024
+# Pieces that the allocator keeps at hand: larger ones are fresh pages for the kernel to clear.
+_READ_BYTES = 64 * 1024
 
 
 class PlainPack:
