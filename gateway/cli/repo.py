@@ -100,11 +100,9 @@ async def repo_named(database: Database, name: str) -> Repo:
     """The repository that is called so. Errors: RepoMissing."""
     from gateway.errors import RepoMissing
     from gateway.packs.repos import find_repo
-    from gateway.packs.transaction import reading
 
     owner, _, slug = name.partition("/")
-    async with reading(database) as connection:
-        found = await find_repo(connection, owner=owner, slug=slug)
+    found = await find_repo(database, owner=owner, slug=slug)
     if found is None:
         raise RepoMissing(repo=name)
     return found

@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from gateway.packs.commit_rows import rows_of
 from gateway.packs.manifest import DELTA_SHARE_MAX, Delta, Manifest, decode_delta, delta_between
-from gateway.packs.manifest_rows import ENTRIES_PER_BATCH_MAX, Reader, iterate_manifests
+from gateway.packs.manifest_rows import ENTRIES_PER_BATCH_MAX, Reader, resolve_manifests
 
 _SNAPSHOTS_PER_BATCH_MAX = 5000
 _DELTA_BYTES_PER_BATCH_MAX = 16 * 1024 * 1024
@@ -95,7 +95,8 @@ async def _portion_of_changes(
     stored = [one for one in ids if _is_stored(heads[one], bases)]
     blobs = {row.snapshot_id: row.delta_blob for row in await rows_of(reader, _DELTAS, ids=stored)}
     others = [one for one in ids if one not in blobs]
-    worked_out = await _work_out(reader, others, bases)
+    deltas = {one: (bases[one], blob) for one, blob in blobs.items()}
+    worked_out = await _work_out(reader, others, bases, deltas)
     for one in ids:
         base: str | None
         changes: Mapping[str, str | None]
@@ -112,7 +113,10 @@ async def _portion_of_changes(
 
 
 async def _work_out(
-    reader: Reader, ids: Sequence[str], bases: Mapping[str, str]
+    reader: Reader,
+    ids: Sequence[str],
+    bases: Mapping[str, str],
+    deltas: Mapping[str, tuple[str, bytes]],
 ) -> dict[str, tuple[str | None, Mapping[str, str | None]]]:
     """The changes of these snapshots from whole manifests, each read right after its base's."""
     asked: list[str] = []
@@ -121,7 +125,7 @@ async def _work_out(
     wanted = set(ids)
     found: dict[str, tuple[str | None, Mapping[str, str | None]]] = {}
     before: tuple[str, Manifest] | None = None
-    async for snapshot_id, manifest in iterate_manifests(reader, asked):
+    for snapshot_id, manifest in await resolve_manifests(reader, asked, deltas=deltas):
         if snapshot_id in wanted and snapshot_id not in found:
             base = bases.get(snapshot_id)
             if base is None:

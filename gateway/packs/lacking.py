@@ -32,6 +32,7 @@ from gateway.packs.commit_rows import (
     ancestry,
     has_foreign_commits,
     has_unplaced,
+    held_commits,
     known_generations,
     rows_of,
     whole_graph,
@@ -153,22 +154,32 @@ async def check_wanted(reader: Reader, question: Question) -> None:
 
     Errors: UnknownCommit (404) with those that it has not.
     """
-    await _wanted_rows(reader, question, more=0)
+    wanted, lookable = _wanted(question)
+    _refuse_unknown(wanted, await held_commits(reader, question.repo_id, lookable))
 
 
 async def _wanted_rows(
     reader: Reader, question: Question, *, more: int
 ) -> tuple[dict[str, Node], dict[str, Node]]:
     """The rows of the wanted commits, and up to so many more just below them."""
-    wanted = bare_ids(question.want)
-    lookable = [commit_id for commit_id in wanted if is_text(commit_id)]
+    wanted, lookable = _wanted(question)
     near: dict[str, Node] = {}
     if lookable:
         count_max = len(lookable) + more
         near = await ancestry(reader, question.repo_id, lookable, count_max=count_max)
-    if unknown := [commit_id for commit_id in wanted if commit_id not in near]:
-        raise UnknownCommit(missing=unknown[:_SHOWN_MAX])
+    _refuse_unknown(wanted, near)
     return {commit_id: near[commit_id] for commit_id in wanted}, near
+
+
+def _wanted(question: Question) -> tuple[list[str], list[str]]:
+    """The wanted ids, bare, and those of them that the database can be asked for."""
+    wanted = bare_ids(question.want)
+    return wanted, [commit_id for commit_id in wanted if is_text(commit_id)]
+
+
+def _refuse_unknown(wanted: Sequence[str], held: Collection[str]) -> None:
+    if unknown := [commit_id for commit_id in wanted if commit_id not in held]:
+        raise UnknownCommit(missing=unknown[:_SHOWN_MAX])
 
 
 @dataclass(frozen=True, slots=True)

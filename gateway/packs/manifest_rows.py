@@ -81,6 +81,29 @@ async def iterate_manifests(
             yield snapshot_id, manifest
 
 
+async def resolve_manifests(
+    reader: Reader, ids: Sequence[str], *, deltas: Mapping[str, tuple[str, bytes]]
+) -> Iterator[tuple[str, Manifest]]:
+    """As `iterate_manifests` for snapshots that fit into memory together, and whose stored deltas
+    are there in part: only what these chains lead to is read.
+
+    Shapes:  deltas: id -> the base it is stored on, and its blob.
+    """
+    ends: set[str] = set()
+    passed: set[str] = set()
+    for link in ids:
+        while link in deltas and link not in passed:
+            passed.add(link)
+            link = deltas[link][0]  # noqa: PLW2901  the walk down the chain
+        if link not in deltas:
+            ends.add(link)
+    rows = await _rows(reader, sorted(ends)) if ends else {}
+    for one in passed:
+        base, blob = deltas[one]
+        rows[one] = _Row(base_snapshot_id=base, manifest_blob=None, delta_blob=blob)
+    return _resolve(ids, rows)
+
+
 async def entry_counts(reader: Reader, ids: Sequence[str]) -> dict[str, int]:
     """How many paths each known snapshot holds."""
     result = await reader.execute(_SIZES, {"ids": list(ids)})

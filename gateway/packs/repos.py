@@ -23,10 +23,8 @@ Reader = AsyncConnection | AsyncSession
 Visibility = Literal["public", "private"]
 
 _COLUMNS = "repo_id, owner, slug, visibility, domain, default_branch, created_at, pushed_at"
-_BY_NAME = text(
-    f"SELECT {_COLUMNS} FROM repos"  # noqa: S608  constants
-    " WHERE owner = :owner AND slug = :slug AND deleted_at IS NULL"
-)
+_BY_NAME = f"""
+SELECT {_COLUMNS} FROM repos WHERE owner = $1 AND slug = $2 AND deleted_at IS NULL"""  # noqa: S608  constants
 _BY_ID = text(
     f"SELECT {_COLUMNS} FROM repos"  # noqa: S608  constants
     " WHERE repo_id = :repo_id AND deleted_at IS NULL"
@@ -43,9 +41,10 @@ UPDATE repos SET deleted_at = clock_timestamp()
  WHERE repo_id = :repo_id AND deleted_at IS NULL RETURNING repo_id""")
 _HOLD = text("""
 SELECT repo_id FROM repos WHERE repo_id = :repo_id AND deleted_at IS NULL FOR KEY SHARE""")
-_HEADS = text("""
+_HEADS = """
 SELECT name, head_commit_id FROM branches
- WHERE repo_id = :repo_id AND head_commit_id <> '' ORDER BY name""")
+ WHERE repo_id = {repo_id} AND head_commit_id <> '' ORDER BY name"""
+_HEADS_READ, _HEADS_IN = _HEADS.format(repo_id="$1"), text(_HEADS.format(repo_id=":repo_id"))
 
 _USED = "SELECT stream FROM event_streams WHERE stream = ANY ($1::text[])"
 _IDS_AT_ONCE = 16
@@ -92,9 +91,9 @@ def is_repo_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and not name.endswith((".", ".git"))
 
 
-async def find_repo(reader: Reader, *, owner: str, slug: str) -> Repo | None:
+async def find_repo(database: Database, *, owner: str, slug: str) -> Repo | None:
     """The repo of that name; None for unknown and for deleted ones."""
-    row = (await reader.execute(_BY_NAME, {"owner": owner, "slug": slug})).mappings().one_or_none()
+    row = await database.fetchrow(_BY_NAME, owner, slug)
     return None if row is None else Repo(**row)
 
 
@@ -120,8 +119,14 @@ async def hold_repo(connection: AsyncConnection, repo_id: str) -> None:
 
 async def branch_heads(reader: Reader, repo_id: str) -> dict[str, str]:
     """Where every branch stands (bare ids), by name; no branch without a head."""
-    result = await reader.execute(_HEADS, {"repo_id": repo_id})
+    result = await reader.execute(_HEADS_IN, {"repo_id": repo_id})
     return {row.name: row.head_commit_id for row in result}
+
+
+async def current_heads(database: Database, repo_id: str) -> dict[str, str]:
+    """As `branch_heads`, on a connection of its own: every clone asks for them, twice."""
+    rows = await database.fetch(_HEADS_READ, repo_id)
+    return {row["name"]: row["head_commit_id"] for row in rows}
 
 
 def default_branch(repo: Repo, heads: dict[str, str]) -> str:
@@ -149,8 +154,7 @@ class Repos:
         """The repo of that name; None for unknown and for deleted ones, and for no name at all."""
         if not (is_owner_name(owner) and is_repo_name(slug)):
             return None
-        async with reading(self._database) as connection:
-            return await find_repo(connection, owner=owner, slug=slug)
+        return await find_repo(self._database, owner=owner, slug=slug)
 
     async def find_by_id(self, repo_id: str) -> Repo | None:
         """The repo with that id; None for unknown and for deleted ones."""

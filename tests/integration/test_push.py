@@ -1,7 +1,6 @@
 from typing import Any
 
 from gateway.packs.repos import find_repo
-from gateway.packs.transaction import reading
 from gateway.wire.ids import IdForm
 from leases.database import Database
 from tests.factories import History, make_history
@@ -49,8 +48,7 @@ async def test_the_first_push_sets_the_default_branch_and_is_one_event(
     history = make_history(1, commits=2)
     repo = await gate.repo()
     await gate.push(repo, history.bundle(with_objects=True), branch="trunk")
-    async with reading(database) as reader:
-        after = await find_repo(reader, owner="ada", slug="demo")
+    after = await find_repo(database, owner="ada", slug="demo")
     assert after is not None
     assert after.default_branch == "trunk"
     assert after.pushed_at is not None
