@@ -45,6 +45,11 @@ class SnapshotChange:
     base_snapshot_id: str | None
     changes: Mapping[str, str | None]
 
+    @property
+    def brought(self) -> dict[str, str]:
+        """The changed paths that hold something: all objects that its base has not are there."""
+        return {path: one for path, one in self.changes.items() if one is not None}
+
 
 async def iterate_changes(
     reader: Reader, ids: Sequence[str], bases: Mapping[str, str]

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from gateway.errors import TooLarge
+from gateway.packs.delta_rows import iterate_changes
 from gateway.packs.lacking import Lacking
 from gateway.packs.manifest_rows import Reader, iterate_manifests
 from gateway.packs.order import ObjectOrder, commit_order, snapshot_bases, snapshot_order
@@ -89,8 +90,9 @@ async def count_entities(reader: Reader, lacking: Lacking) -> Counts:
     """What the pack of this plan holds, without making it."""
     snapshots = snapshot_order(lacking.commits, lacking.known_snapshots)
     order = ObjectOrder()
-    async for _, manifest in iterate_manifests(reader, snapshots):
-        await _collect(order, manifest, lacking)
+    bases = snapshot_bases(lacking.commits, snapshots)
+    async for change in iterate_changes(reader, snapshots, bases):
+        await _collect(order, change.brought, lacking)
     await _discard_held(reader, lacking, order)
     return Counts(commits=len(lacking.commits), snapshots=len(snapshots), objects=len(order))
 

@@ -90,7 +90,7 @@ async def changes_in_order(
             entry = await asyncio.to_thread(_change_entry, change, form)
         else:
             entry = _change_entry(change, form)
-        yield entry, {path: one for path, one in change.changes.items() if one is not None}
+        yield entry, change.brought
     if missing:
         raise IncompleteRepo(repo_id=repo_id, missing=sorted(missing))
 
