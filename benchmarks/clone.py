@@ -1,11 +1,12 @@
 """A history like that of source code, cloned through a URL; beside it Git itself over smart HTTP.
 
 The history (git_history.py, or the repository given with `--repository`) is imported over HTTP into
-the command `serve`. A clone of ours asks for the heads and the pack (zstd), downloads it and
-recomputes every id, in a process of its own and, `running`, in one that has done so before. The
-control, in turns with it: `git clone --bare` of the same history from `git http-backend` on the
-same machine. Neither checks files out. Then 20 of each at once. The server's processor time is the
-gateway's with PostgreSQL's, and Git's own without the HTTP server in front of it.
+the command `serve`. A clone of ours asks for the heads and the pack (zstd, snapshots told by their
+changes), downloads it and recomputes every id, in a process of its own and, `running`, in one that
+has done so before. The control, in turns with it: `git clone --bare` of the same history from `git
+http-backend` on the same machine. Neither checks files out. Then 20 of each at once. The server's
+processor time is the gateway's with PostgreSQL's, and Git's own without the HTTP server in front of
+it.
 """
 
 from __future__ import annotations
