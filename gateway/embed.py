@@ -24,6 +24,7 @@ from gateway.packs.manifest_rows import Reader
 from gateway.packs.policy import PackPolicy
 from gateway.packs.splice import Snapshots
 from gateway.packs.spool import Encoding
+from gateway.wire.limits import WireLimits
 from gateway.wire.render import rfc3339
 from leases.database import Database, translate
 from leases.engine import LeaseEngine
@@ -87,7 +88,15 @@ class Gateway:
     ) -> None:
         told = settings or EmbedSettings()
         self._database = Database(engine)
-        self.leases = LeaseEngine(self._database, storage, told.lease, clock=clock, steps=steps)
+        self.leases = LeaseEngine(
+            self._database,
+            storage,
+            told.lease,
+            clock=clock,
+            steps=steps,
+            # Uploads of gateways that serve HTTP beside this one count against the same quotas.
+            upload_bytes_max=WireLimits().upload_bytes_max,
+        )
         self.packs = PackService(self.leases, told.pack, steps=steps)
         self._open = AsyncExitStack()
 
@@ -127,7 +136,9 @@ class Gateway:
         Units:   ttl_seconds: any number above 0 up to the longest life of a lease.
         Effects: reads through `session` and nothing else with it: never a commit, rollback or
                  close, and no read after the first call to the store.
-        Errors:  gateway.errors.UnknownCommit, InvalidTtl, IncompleteRepo, TooLarge; Unavailable.
+        Errors:  gateway.errors.UnknownCommit, InvalidTtl, IncompleteRepo, TooLarge;
+                 leases.errors.QuotaReached with `retry_after_seconds` among its fields, OverQuota;
+                 Unavailable.
         """
 
         @asynccontextmanager

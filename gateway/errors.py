@@ -13,6 +13,8 @@
     │   ├── UnsupportedMediaType  415
     │   ├── Incomplete            422   bad or missing data, with the list of what is missing
     │   ├── InvalidTtl            422   not a number of seconds that a lease can have
+    │   ├── OverQuota             413   leases.errors: more than the quota all by itself
+    │   ├── QuotaReached          429   leases.errors: with Retry-After, when enough falls due
     │   └── TooManyRequests       429   with Retry-After
     ├── NotFound                  404   unknown, or private to the caller: the same answer
     │   ├── RepoMissing           404
@@ -44,6 +46,8 @@ from leases.errors import (
     InvalidRequest,
     LeaseEnded,
     NotFound,
+    OverQuota,
+    QuotaReached,
     Unavailable,
 )
 
@@ -176,6 +180,8 @@ class IncompleteRepo(Corrupt):
 # By kind, the most specific first; a class of our own says its `status` itself.
 _STATUS_BY_KIND: tuple[tuple[type[Failure], int], ...] = (
     (LeaseEnded, 410),
+    (OverQuota, 413),
+    (QuotaReached, 429),
     (InvalidRequest, 400),
     (NotFound, 404),
     (Conflict, 503),

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from gateway.packs.observe import SlotAnswer
 from leases.model import LeaseActivated, Outcome, Trigger
 from leases.ports import Clock
+from leases.room import QUOTAS
 
 TEXT_FORMAT = CONTENT_TYPE_PLAIN_0_0_4
 # DESIGN 1 promises a second; 10 ms is what an idle machine needs, 10 s what a page is sent for.
@@ -111,6 +112,11 @@ class Metrics:
         self._findings = self._gauge(
             "mpack_reconcile_findings", "Findings of the last comparison that a human should see."
         )
+        self._quotas = self._counter(
+            "mpack_quota_refusals", "Leases refused because a quota was reached.", ["quota"]
+        )
+        for quota in QUOTAS:
+            self._quotas.labels(quota)
         self._log_problems = self._gauge(
             "mpack_log_problems", "Contradictions among the newest events, at the last log check."
         )
@@ -155,6 +161,10 @@ class Metrics:
     def verified(self, problems: int) -> None:
         """The newest events of the log were verified."""
         self._log_problems.set(problems)
+
+    def quota_reached(self, quota: str) -> None:
+        """A lease was one too many."""
+        self._quotas.labels(quota).inc()
 
     def task_done(self, task: str, *, ok: bool) -> None:
         """One turn of a task that runs by itself."""

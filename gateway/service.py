@@ -78,6 +78,7 @@ class Service:
             watch=watch,
             direct=None if direct_url is None else Database(make_engine(direct_url, settings)),
             observer=self.metrics,
+            upload_bytes_max=settings.wire.upload_bytes_max,
         )
         self.availability = Availability(self.engine, observer=self.metrics)
         served = watched(timed, self.availability)

@@ -86,6 +86,7 @@ class Settings:
     def problems(self) -> list[str]:
         """One sentence for each value, or pair of values, that cannot work."""
         found = list(self._wrong_urls()) + list(self._wrong_numbers())
+        found += self._wrong_quotas()
         groups = (self.lease, self.wire, self.pack, self.s3)
         return found + [f"{sentence}." for group in groups for sentence in group.problems()]
 
@@ -111,6 +112,12 @@ class Settings:
             is_number = item.group is None and item.type in (int, float)
             if is_number and item.name not in _MAY_BE_ZERO and not getattr(self, item.name) > 0:
                 yield f"{item.name} must be above zero."
+
+    def _wrong_quotas(self) -> Iterator[str]:
+        """An upload counts as the largest there may be, so one of these must fit."""
+        for name in ("transient_bytes_per_repo_max", "transient_bytes_max"):
+            if 0 < getattr(self.lease, name) < self.wire.upload_bytes_max:
+                yield f"upload_bytes_max must not exceed {name}, or nothing is uploaded by URL."
 
     def redacted(self) -> dict[str, Any]:
         """Every setting by its name, ready to print; no secret is among them."""

@@ -33,6 +33,7 @@ from leases.owner import Owner, Ownership
 from leases.policy import LeasePolicy
 from leases.ports import BlobStore, Clock
 from leases.postgres_ledger import PostgresLedger
+from leases.quotas import Quotas
 from leases.reaper import Reaper, SweepResult
 from leases.reconcile import Reconciler
 from leases.steps import Steps, no_steps
@@ -51,6 +52,7 @@ class LeaseEngine:
 
     With `watch=False` nothing runs by itself (no alarm, no sweeps): for commands. `direct` leads
     past a transaction pooler, where session locks and notifications would be lost.
+    `upload_bytes_max` is what an upload counts as while its size is not known.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class LeaseEngine:
         direct: Database | Ledger | None = None,
         observer: Observer = NOBODY,
         timer: Timer | None = None,
+        upload_bytes_max: int = 0,
     ) -> None:
         problems = policy.problems()
         if problems:
@@ -82,6 +85,9 @@ class LeaseEngine:
         self._lookups = Lookups(ledger)
         self.instance = Instance(_ledger_on(direct or database), self.clock)
         self.auditor = Auditor(self._database, self.log)
+        self.quotas = Quotas(
+            self._database, policy, self.clock, upload_bytes_max=upload_bytes_max, observer=observer
+        )
         self._steps = steps
         self._observer = observer
         self._watch = watch

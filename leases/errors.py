@@ -2,6 +2,8 @@
 
     Failure
     ├── InvalidRequest   fix it
+    │   ├── QuotaReached     as much as may be is open already; come back when some has ended
+    │   └── OverQuota        more than may be open at all
     ├── NotFound         stop
     │   ├── LeaseMissing     no such lease
     │   ├── LeaseEnded       it was reclaimed, or its deadline has passed
@@ -43,6 +45,18 @@ class InvalidRequest(Failure):
     """The request cannot be carried out as it stands."""
 
     code = "invalid_request"
+
+
+class QuotaReached(InvalidRequest):
+    """As many leases or bytes as may be are open already; come back later."""
+
+    code = "quota_reached"
+
+
+class OverQuota(InvalidRequest):
+    """This alone is more than may be open at a time."""
+
+    code = "over_quota"
 
 
 class NotFound(Failure):

@@ -37,6 +37,9 @@ class Observer(Protocol):
     def verified(self, problems: int) -> None:
         """The newest events of the log were verified."""
 
+    def quota_reached(self, quota: str) -> None:
+        """Somebody was refused a lease, because of this quota."""
+
     def task_done(self, task: str, *, ok: bool) -> None:
         """One turn of a task that runs by itself."""
 
@@ -62,6 +65,8 @@ class NoObserver:
     ) -> None: ...
 
     def verified(self, problems: int) -> None: ...
+
+    def quota_reached(self, quota: str) -> None: ...
 
     def task_done(self, task: str, *, ok: bool) -> None: ...
 

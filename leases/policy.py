@@ -42,6 +42,10 @@ class LeasePolicy:
     circuit_pause_seconds_max: float = 5
     circuit_probe_seconds: float = 3
     clock_skew_max_seconds: float = 2
+    leases_per_repo_max: int = 0
+    leases_max: int = 0
+    transient_bytes_per_repo_max: int = 0
+    transient_bytes_max: int = 0
     alarm_enabled: bool = True
 
     @property
@@ -92,4 +96,5 @@ class LeasePolicy:
 _MAY_BE_ZERO = frozenset(
     {"grace_seconds", "share_guard_ratio", "non_owner_delay_seconds", "retry_jitter_ratio"}
     | {"share_guard_seconds", "share_ttl_min_seconds", "alarm_enabled"}
+    | {"leases_per_repo_max", "leases_max", "transient_bytes_per_repo_max", "transient_bytes_max"}
 )

@@ -277,6 +277,14 @@ mpack_leases = Table(
         postgresql_where=text("claimed_by IS NOT NULL"),
     ),
     Index("ix_mpack_leases_repo_id_mpack_id", "repo_id", "mpack_id"),
+    # A repo's open leases, what falls due next first: counted for quotas without reading the rows.
+    Index(
+        "ix_mpack_leases_open",
+        "repo_id",
+        text("GREATEST(delete_at, next_attempt_at, claimed_until)"),
+        postgresql_include=["mpack_id", "size_bytes", "kind"],
+        postgresql_where=text("state <> 'reclaimed'"),
+    ),
     Index(
         "ix_mpack_leases_upload",
         "repo_id",

@@ -14,6 +14,7 @@ from gateway.cli.output import print_json, print_pairs
 if TYPE_CHECKING:
     from gateway.settings import Settings
     from leases.stats import Stats
+    from leases.usage import Usage
 
 
 @click.command()
@@ -24,16 +25,17 @@ def stats(database_url: str | None, *, as_json: bool) -> None:
 
     Exit code 1 when leases are overdue and nobody deletes them.
     """
-    found = run(_stats(settings_of(database_url)))
+    found, quotas = run(_stats(settings_of(database_url)))
     if as_json:
-        print_json(asdict(found) | {"is_not_done": found.is_not_done, "words": found.in_words()})
+        words = {"is_not_done": found.is_not_done, "words": found.in_words()}
+        print_json(asdict(found) | words | {"quotas": [asdict(one) for one in quotas]})
     else:
-        print_pairs(_told(found))
+        print_pairs(_told(found, quotas))
     if found.is_not_done:
         raise SystemExit(Exit.FAILED)
 
 
-def _told(found: Stats) -> dict[str, Any]:
+def _told(found: Stats, quotas: list[Usage]) -> dict[str, Any]:
     reaping = "running" if found.replicas else "no replica is running"
     if found.paused:
         reaping = f"paused by {found.paused_by}: {found.pause_reason}"
@@ -49,14 +51,18 @@ def _told(found: Stats) -> dict[str, Any]:
         "log_id": found.log_id,
         "replicas": found.replicas,
         "reaping": reaping,
+        **{f"{one.quota}_max": one.in_words() for one in quotas},
         "": "",
         "in words": found.in_words(),
     }
 
 
-async def _stats(settings: Settings) -> Stats:
+async def _stats(settings: Settings) -> tuple[Stats, list[Usage]]:
     from gateway.cli.opened import opened_database
     from leases.stats import read_stats
+    from leases.usage import read_usage
 
+    upload_bytes_max = settings.wire.upload_bytes_max
     async with opened_database(settings) as database:
-        return await read_stats(database)
+        usage = await read_usage(database, settings.lease, upload_bytes_max=upload_bytes_max)
+        return await read_stats(database), usage

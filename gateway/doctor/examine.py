@@ -20,8 +20,10 @@ from leases.errors import DatabaseUnavailable, Failure
 from leases.lessor import Caller
 from leases.owner import Ownership
 from leases.stats import read_stats
+from leases.usage import read_usage
 
 # Above this, the whole log takes longer than somebody with a problem wants to wait.
+_QUOTA_USED_RATIO = 0.9  # Somebody should look before callers are refused.
 _VERIFIED_WHOLE_MAX = 200_000
 
 
@@ -66,6 +68,8 @@ async def _inside(settings: Settings, caller: Caller) -> AsyncIterator[Finding]:
         # Before the doctor's own lease is among them.
         async for finding in _guarded("leases", _look_at_leases(service)):
             yield finding
+        async for finding in _guarded("quotas", _look_at_quotas(service)):
+            yield finding
         async for finding in _guarded("store", look_at_store(service, caller)):
             yield finding
         async for finding in look_at_bucket(service):
@@ -76,6 +80,24 @@ async def _inside(settings: Settings, caller: Caller) -> AsyncIterator[Finding]:
             yield finding
     finally:
         await service.__aexit__(None, None, None)
+
+
+async def _look_at_quotas(service: Service) -> AsyncIterator[Finding]:
+    settings = service.settings
+    used = await read_usage(
+        service.database, settings.lease, upload_bytes_max=settings.wire.upload_bytes_max
+    )
+    for usage in used:
+        name = f"{usage.quota}_max"
+        if usage.used < usage.at_most * _QUOTA_USED_RATIO:
+            yield ok(name, usage.in_words())
+        else:
+            yield warning(
+                name,
+                f"{usage.in_words()}; new packs are refused when it is reached",
+                mend=f"`lease revoke --repo REPO` frees what nobody needs; MPACK_{name.upper()}"
+                " may be larger where store and database have room.",
+            )
 
 
 async def _guarded(check: str, findings: AsyncIterator[Finding]) -> AsyncIterator[Finding]:

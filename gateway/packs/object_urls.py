@@ -31,7 +31,7 @@ from leases.lessor import Caller
 
 _AT_ONCE = 4
 _LARGE = text("""
-SELECT object_id FROM objects
+SELECT object_id, size_bytes FROM objects
  WHERE object_id = ANY(CAST(:ids AS text[])) AND size_bytes > :inline_max""")
 
 
@@ -71,25 +71,32 @@ class ObjectUrls:
         quicker had inline, and without URLs all are.
 
         Effects: a blob and its lease for each URL.
-        Errors:  InvalidTtl; IncompleteRepo; Unavailable and its kinds.
+        Errors:  InvalidTtl; IncompleteRepo; QuotaReached unless all have room; Unavailable and
+                 its kinds.
         """
         ttl_seconds = checked_ttl(self._engine.policy, ttl_seconds, at_least=ttl_min_seconds)
         if not self._engine.store.supports_presign or not object_ids:
             return Presigned(urls={}, inline=list(object_ids))
         async with open_reader() as reader:
             asked = {"ids": list(object_ids), "inline_max": self._policy.presign_inline_bytes_max}
-            large = set((await reader.execute(_LARGE, asked)).scalars())
+            large = sorted(map(tuple, await reader.execute(_LARGE, asked)))
+        wanted = {new_mpack_id(): size_bytes for _object_id, size_bytes in large}
         urls: dict[str, str] = {}
-        waiting = iter(sorted(large))
+        waiting = iter([(one, mpack_id) for (one, _), mpack_id in zip(large, wanted, strict=True)])
 
         async def work() -> None:
-            for object_id in waiting:
+            for object_id, mpack_id in waiting:
                 urls[object_id] = await self._url(
-                    open_reader, repo_id, object_id, ttl_seconds=ttl_seconds, caller=caller
+                    open_reader,
+                    repo_id,
+                    object_id,
+                    mpack_id=mpack_id,
+                    ttl_seconds=ttl_seconds,
+                    caller=caller,
                 )
 
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with self._engine.quotas.room(repo_id, wanted), asyncio.TaskGroup() as tasks:
                 for _ in range(min(_AT_ONCE, len(large))):
                     tasks.create_task(work())
         except BaseExceptionGroup as group:
@@ -102,6 +109,7 @@ class ObjectUrls:
         repo_id: str,
         object_id: str,
         *,
+        mpack_id: str,
         ttl_seconds: float,
         caller: Caller,
     ) -> str:
@@ -112,7 +120,7 @@ class ObjectUrls:
                 self._admission.check(Need.READING, Need.WRITING)
                 plan = await self._copy(open_reader, repo_id, object_id, spool)
                 lease = await self._deposits.reserve(
-                    new_mpack_id(), repo_id=repo_id, cache_key=None, caller=caller
+                    mpack_id, repo_id=repo_id, cache_key=None, caller=caller
                 )
                 made = await self._deposits.store(plan, lease, caller)
                 deposited = await self._deposits.activate(

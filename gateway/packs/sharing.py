@@ -32,7 +32,7 @@ from gateway.packs.turns import BuildTurns
 from gateway.storage.availability import Admission, Need
 from gateway.wire.ids import IdForm
 from leases.engine import LeaseEngine
-from leases.errors import Conflict, Failure, LeaseEnded, LeaseMissing, Unavailable
+from leases.errors import Conflict, Failure, LeaseEnded, LeaseMissing, QuotaReached, Unavailable
 from leases.ids import new_mpack_id
 from leases.lessor import Caller
 from leases.model import Lease, LeaseState
@@ -128,7 +128,8 @@ class PackSharing:
 
         One that is there already is shared also while the store is out: that calls nobody.
         Errors: whatever the build meets; BuildsBusy when it takes too long; StoreUnavailable, at
-                once, when it would have to be built while the store is out.
+                once, when it would have to be built while the store is out; QuotaReached, before
+                anything is stored.
         """
         cache_key = wish.cache_key
         give_up_at = self._engine.clock.monotonic() + self._policy.slot_wait_seconds
@@ -143,6 +144,8 @@ class PackSharing:
                     self._observer.slot_asked(SlotAnswer.HIT)
                     return holding
                 # Somebody may have been quicker while this caller looked.
+                if cache_key not in self._flights:
+                    await self._engine.quotas.check(wish.question.repo_id)
                 flight = self._flights.get(cache_key)
                 if flight is None:
                     self._admission.check(Need.READING, Need.WRITING)
@@ -162,6 +165,7 @@ class PackSharing:
     async def alone(self, wish: Wish) -> Holding:
         """A pack for this caller only: its own lease, no slot. Errors: as `shared`."""
         self._admission.check(Need.READING, Need.WRITING)
+        await self._engine.quotas.check(wish.question.repo_id)
         deposited = await self._join(self._start(wish, None, None), wish)
         assert deposited is not None, "nobody else decides about this flight"
         lease, counts = deposited.lease, deposited.counts
@@ -355,6 +359,16 @@ class PackSharing:
             raise BuildFailed("Planning this pack took too long.") from error
         if flight.inline_only:
             check_inline(plan.bytes_planned, self._policy)
+        wanted = {mpack_id: plan.bytes_planned}
+        async with self._engine.quotas.room(wish.question.repo_id, wanted):
+            deposited = await self._deposit(flight, wish, mpack_id, plan)
+        self._observer.built(
+            size_bytes=deposited.lease.size_bytes or 0,
+            seconds=self._engine.clock.monotonic() - began,
+        )
+        return deposited
+
+    async def _deposit(self, flight: Flight, wish: Wish, mpack_id: str, plan: Plan) -> Deposited:
         lease = await self._deposits.reserve(
             mpack_id,
             repo_id=wish.question.repo_id,
@@ -362,18 +376,13 @@ class PackSharing:
             caller=wish.caller,
         )
         made = await self._deposits.store(plan, lease, wish.caller)
-        deposited = await self._deposits.activate(
+        return await self._deposits.activate(
             lease,
             made,
             counts=plan.counts,
             ttl_seconds=flight.ttl_seconds,
             caller=wish.caller,
         )
-        self._observer.built(
-            size_bytes=deposited.lease.size_bytes or 0,
-            seconds=self._engine.clock.monotonic() - began,
-        )
-        return deposited
 
 
 def check_inline(size_bytes: int, policy: PackPolicy) -> None:
@@ -390,9 +399,10 @@ def check_inline(size_bytes: int, policy: PackPolicy) -> None:
 
 def _told_to_others(error: BaseException) -> Failure | None:
     """Why a builder gives up, for those who wait in other replicas. That this process stops, that
-    its callers hang up or cannot take a pack of this size, says nothing about the pack: then
-    somebody else who waits builds it.
+    its callers hang up or cannot take a pack of this size, or that it has had its share of the
+    room, says nothing about the pack: then somebody else who waits builds it.
     """
-    if isinstance(error, CallersGone | TooLargeInline | asyncio.CancelledError):
+    silent = CallersGone | TooLargeInline | QuotaReached | asyncio.CancelledError
+    if isinstance(error, silent):
         return None
     return error if isinstance(error, Failure) else BuildFailed()

@@ -20,9 +20,10 @@ from gateway.errors import Incomplete, TooLarge
 from gateway.packs.manifest_rows import Reader
 from gateway.packs.store_calls import first_failure, store_call
 from gateway.storage.availability import ALWAYS_THERE, Admission, Need
+from leases.engine import LeaseEngine
 from leases.errors import BlobMissing
 from leases.ids import new_mpack_id
-from leases.lessor import Caller, Lessor
+from leases.lessor import Caller
 from leases.policy import LeasePolicy
 from leases.ports import BlobStore, HeadsBlobs, SignsUploads
 
@@ -78,12 +79,17 @@ class Uploads:
         self._bytes_max = upload_bytes_max
 
     async def presign(
-        self, lessor: Lessor, repo_id: str, object_ids: Collection[str], *, caller: Caller
+        self, engine: LeaseEngine, repo_id: str, object_ids: Collection[str], *, caller: Caller
     ) -> Presigned:
         """A URL for each of these objects, whether or not somebody has it already.
 
+        Where a quota leaves room for some of them, the others come inline: they need no lease
+        there, and a push of more objects than the quota has leases gets through. An error would
+        make clients in the field send all of them inline.
+
         Effects: a lease for each; none where the store signs no uploads: then all come inline.
-        Errors:  Unavailable; StoreUnavailable while there is nothing to upload to.
+        Errors:  QuotaReached when there is room for none; Unavailable; StoreUnavailable while
+                 there is nothing to upload to.
         """
         store = self._store
         signs = store.supports_presign and isinstance(store, SignsUploads)
@@ -92,14 +98,17 @@ class Uploads:
         assert isinstance(store, SignsUploads)
         self._admission.check(Need.WRITING)
         wanted = {new_mpack_id(): object_id for object_id in object_ids}
-        leases = await lessor.reserve_uploads(wanted, repo_id=repo_id, caller=caller)
+        sizes = dict.fromkeys(wanted, engine.quotas.upload_bytes_max)
+        async with engine.quotas.room(repo_id, sizes, in_part=True) as granted:
+            taken = {mpack_id: wanted.pop(mpack_id) for mpack_id in granted}
+            leases = await engine.lessor.reserve_uploads(taken, repo_id=repo_id, caller=caller)
         seconds = max(1, int(self._policy.upload_limit_seconds))
         urls = {}
         for lease in leases:
             with store_call("presign_put"):
                 url = await store.presign_put(lease.storage_key, expires_in=seconds)
-            urls[wanted[lease.mpack_id]] = url
-        return Presigned(urls=urls)
+            urls[taken[lease.mpack_id]] = url
+        return Presigned(urls=urls, inline=list(wanted.values()))
 
     async def candidates(
         self, reader: Reader, repo_id: str, object_ids: Collection[str]

@@ -41,7 +41,7 @@ def presign_routes(access: Access, service: Service) -> list[Route]:
     async def _put(request: Request, ids: list[str]) -> Presigned:
         principal, repo = await access.pushable(request)
         return await service.uploads.presign(
-            service.engine.lessor, repo.repo_id, ids, caller=caller_of(request, principal)
+            service.engine, repo.repo_id, ids, caller=caller_of(request, principal)
         )
 
     async def _get(request: Request, asked: PresignRequest, ids: list[str]) -> Presigned:

@@ -181,7 +181,7 @@ async def _upload(doomed: Doomed) -> None:
     """reserve for an upload, presign."""
     uploads = Uploads(doomed.engine.store, POLICY, upload_bytes_max=1 << 20)
     doomed.effects.armed = True
-    await uploads.presign(doomed.engine.lessor, "repo-1", ["a" * 64, "b" * 64], caller=CALLER)
+    await uploads.presign(doomed.engine, "repo-1", ["a" * 64, "b" * 64], caller=CALLER)
 
 
 async def _recover(doomed: Doomed) -> None:

@@ -129,7 +129,7 @@ async def test_a_known_object_is_shown_before_it_is_taken_over(gate: Gate) -> No
 
 async def test_a_store_that_signs_no_uploads_wants_everything_inline(leasing: LeaseEngine) -> None:
     uploads = Uploads(MemoryStore(), leasing.policy, upload_bytes_max=10)
-    found = await uploads.presign(leasing.lessor, "repo", ["a" * 64], caller=CALLER)
+    found = await uploads.presign(leasing, "repo", ["a" * 64], caller=CALLER)
     assert (found.urls, found.inline) == ({}, ["a" * 64])
 
 
@@ -139,7 +139,7 @@ async def test_the_newest_upload_counts_and_a_revoked_one_does_not(
     uploads = Uploads(store, leasing.policy, upload_bytes_max=10)
     object_id = hashlib.sha256(b"wanted").hexdigest()
     for _ in range(3):
-        await uploads.presign(leasing.lessor, "repo", [object_id], caller=CALLER)
+        await uploads.presign(leasing, "repo", [object_id], caller=CALLER)
     rows = await database.fetch("SELECT mpack_id, storage_key FROM mpack_leases ORDER BY mpack_id")
     first, second, third = (row["storage_key"] for row in rows)
     await leasing.lessor.revoke(rows[2]["mpack_id"], reason="a test", caller=Caller(actor="test"))

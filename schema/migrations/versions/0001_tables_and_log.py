@@ -186,6 +186,14 @@ def upgrade() -> None:
         postgresql_where=sa.text("state <> 'reclaimed'"),
     )
     op.create_index(
+        "ix_mpack_leases_open",
+        "mpack_leases",
+        ["repo_id", sa.literal_column("GREATEST(delete_at, next_attempt_at, claimed_until)")],
+        unique=False,
+        postgresql_include=["mpack_id", "size_bytes", "kind"],
+        postgresql_where=sa.text("state <> 'reclaimed'"),
+    )
+    op.create_index(
         "ix_mpack_leases_repo_id_mpack_id", "mpack_leases", ["repo_id", "mpack_id"], unique=False
     )
     op.create_index(
@@ -316,6 +324,11 @@ def downgrade() -> None:
     op.drop_table("objects")
     op.drop_table("object_refs")
     op.drop_index("ix_mpack_leases_repo_id_mpack_id", table_name="mpack_leases")
+    op.drop_index(
+        "ix_mpack_leases_open",
+        table_name="mpack_leases",
+        postgresql_where=sa.text("state <> 'reclaimed'"),
+    )
     op.drop_index(
         "ix_mpack_leases_due",
         table_name="mpack_leases",
