@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import shutil
 import signal
 import subprocess
@@ -249,9 +250,10 @@ class Bare(Contender):
     async def schedule(self, count: int) -> Mapping[str, float]:
         names = [f"blob-{number}" for number in range(count)]
         await asyncio.to_thread(write_blobs, self.folder, names)
-        first = time.time() + 1.0
+        first = time.time() + _LEAD_SECONDS
         due = {name: first + number / count for number, name in enumerate(names)}
-        self._deleting = asyncio.ensure_future(asyncio.to_thread(_delete_all, self.folder, due))
+        spawn = multiprocessing.get_context("spawn")
+        spawn.Process(target=_delete_all, args=(self.folder, due), daemon=True).start()
         return due
 
 
