@@ -8,7 +8,7 @@ name is gone, by one clock for all of them. Then the same beside a million more 
 due. Then again with nothing beside them, and when half of the blobs are gone, one of the two
 workers is killed with -9: recovery is the time from there to the last blob gone.
 
-The control: one process that knows every deadline, waits and unlinks, and records nothing.
+The control: two processes that know every deadline, wait and unlink, and record nothing.
 """
 
 from __future__ import annotations
