@@ -2,6 +2,7 @@
 # and again when a lock file or pyproject.toml changes.
 #   make demo PYTHON=python3.12     choose the interpreter (else the newest of 3.13, 3.12, 3.11)
 #   make test ARGS="-k lease -x"    pass options to pytest
+#   TEST_STORE=s3 make test         run all of it on a real S3 server
 #   make bench ARGS="..."           pass options to the benchmarks
 
 VENV ?= .venv
@@ -20,9 +21,11 @@ demo: $(VENV)/.run ## See the whole life of a pack in a minute (DEMO_TTL, DEMO_R
 
 test: $(VENV)/.test ## Run every test, against a PostgreSQL of its own
 ifeq ($(strip $(ARGS)),)
-	@$(BIN)/python -m pytest -q -n 3 -m "not alone"
-	@$(BIN)/python -m pytest -q -m alone
-	@TEST_STORE=s3 $(BIN)/python -m pytest -q -m both_stores
+	@$(BIN)/python -m pytest -q -n 3 -m "not apart"
+	@$(BIN)/python -m pytest -q -n 3 --maxschedchunk=1 -m apart
+ifneq ($(TEST_STORE),s3)
+	@TEST_STORE=s3 $(BIN)/python -m pytest -q -n 3 --maxschedchunk=1 -m both_stores
+endif
 else
 	@$(BIN)/python -m pytest $(ARGS)
 endif

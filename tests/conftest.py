@@ -50,8 +50,8 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if IN_CI else "default"))
 
 
-# What measures time, or starts whole processes, is run without company (see the Makefile).
-_ALONE = ("fault/", "_alarm", "_benchmarks", "_demo", "_dev", "_embed_", "_fetch_memory", "_routes")
+# What mostly waits, or starts whole processes, is run beside its like (see the Makefile).
+_APART = ("fault/", "_alarm", "_benchmarks", "_demo", "_dev", "_embed_", "_fetch_memory", "_routes")
 # What depends on the store most is run on a real S3 too; `TEST_STORE=s3` runs anything there.
 _ON_BOTH_STORES = (
     *("test_cli_gc.py", "test_client.py", "test_fetch_routes.py", "test_lease_routes.py"),
@@ -97,10 +97,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if any(part in item.nodeid for part in _ALONE):
-            item.add_marker(pytest.mark.alone)
+        if any(part in item.nodeid for part in _APART):
+            item.add_marker(pytest.mark.apart)
         if any(part in item.nodeid for part in _ON_BOTH_STORES):
             item.add_marker(pytest.mark.both_stores)
+    # The longest begin first, so that none of them is left to run when the others have ended.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")

@@ -113,7 +113,7 @@ def test_the_dashboard_is_one_that_grafana_reads() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.apart
 async def test_dead_reap_workers_raise_the_alert_within_a_minute(
     database_url: str, tmp_path: Path
 ) -> None:

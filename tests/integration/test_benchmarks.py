@@ -21,6 +21,7 @@ from tests.rgw import check_s3_server
 TOP = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_every_benchmark_runs_and_keeps_its_figures(
     postgres_server: EmbeddedPostgres, tmp_path: Path
