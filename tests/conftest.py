@@ -32,6 +32,7 @@ from tests.databases import TEMPLATE, NewDatabase, cloned, make_template
 from tests.rgw import NO_S3_SERVER, stop_server
 
 IN_CI = bool(os.environ.get("CI"))
+_MEMORY_BYTES_MIN = 4 << 30  # Some servers at once, each with half a gigabyte at most.
 
 # No deadlines: on two busy cores any single example is slow now and then.
 _SLOW_IS_FINE = [HealthCheck.too_slow]
@@ -105,12 +106,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+def _memory_folder() -> Path | None:
+    """Where files live in memory, if there is room: a database's clone costs a sixth there."""
+    memory = Path("/dev/shm")  # Containers often have 64 MB of it.
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free >= _MEMORY_BYTES_MIN
+    return memory if roomy and os.access(memory, os.W_OK) else None
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[EmbeddedPostgres]:
-    """One server for the whole session; it does not wait for the disk."""
-    folder = Path(tempfile.mkdtemp(prefix="mpack-gateway-tests-"))
+    """One server for the whole session; it does not wait for the disk.
+
+    Nothing here depends on that: what kills a server starts its own, and no test cuts the power.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="mpack-gateway-tests-", dir=_memory_folder()))
     folder.chmod(0o711)  # Started by root, the server runs as another account.
-    server = EmbeddedPostgres(folder / "postgres", settings={"fsync": "off"})
+    server = EmbeddedPostgres(
+        folder / "postgres", settings={"fsync": "off", "max_wal_size": "256MB"}
+    )
     try:
         server.start()
     except Unavailable as error:
