@@ -94,8 +94,6 @@ class Records:
 
     def append(self, columns: Sequence[Sequence[Any]]) -> dict[str, Any]:
         asked = [_Asked(*row) for row in zip(*columns, strict=True)]
-        if len({one.stream for one in asked}) < len(asked):
-            raise ValueError("a stream is named twice in one call")
         moment = self.clock()
         if self.events:
             moment = max(moment, self.events[-1].recorded_at)
@@ -105,6 +103,10 @@ class Records:
         for number, one in enumerate(asked):
             if verdicts[number] == "ok" and one.group in refused:
                 verdicts[number] = "group"
+        taken = [one.stream for one, told in zip(asked, verdicts, strict=True) if told == "ok"]
+        if len(set(taken)) < len(taken):
+            raise ValueError("two events would be duplicates in one stream")
+        for number, one in enumerate(asked):
             places.append(self._insert(one, moment) if verdicts[number] == "ok" else None)
         return {
             "verdicts": verdicts,
