@@ -101,7 +101,7 @@ def _reserve(lease: Lease | None, command: ReserveLease, now: datetime) -> tuple
 def _adopt(lease: Lease | None, command: AdoptLease, now: datetime) -> tuple[Event, ...]:
     if lease is not None:
         return ()
-    # No promise outlives lease_life_max from its id's time, whatever row was lost.
+    # No promise outlives lease_life_max from its reservation, which came before the blob.
     made_at = min(command.made_at, now)
     return (
         LeaseAdopted(

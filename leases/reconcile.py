@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 import structlog
@@ -25,6 +25,8 @@ from leases.policy import LeasePolicy
 from leases.ports import BlobInfo, BlobStore, HeadsBlobs, ListsBlobs
 
 _PAGE = 1000
+# Stores tell a blob's time in whole seconds, cut off.
+_STORE_SECONDS = timedelta(seconds=1)
 # Above this many listed keys the other direction (rows without blobs) is left out and said so.
 _COMPARED_MAX = 1_000_000
 _FINDINGS_MAX = 100
@@ -179,10 +181,12 @@ class Reconciler:
         return {streams[stream] for stream in await self._ledger.streams_with(list(streams))}
 
     async def _adopt(self, mpack_id: str, blob: BlobInfo) -> bool:
+        # An id is older than its reservation: by the wait for a turn, by the planning, and by what
+        # its process's clock was slow. The blob was put after it, by the store's clock.
         command = AdoptLease(
             repo_id="",
             storage_key=blob.key,
-            made_at=mpack_id_time(mpack_id),
+            made_at=max(mpack_id_time(mpack_id), blob.modified_at + _STORE_SECONDS),
             lease_life_max_seconds=self._policy.lease_life_max_seconds,
         )
         now = (await self._event_log.head())["now"]

@@ -82,6 +82,7 @@ class ListingStore(MemoryStore):
         self.on_delete: Callable[[str], Awaitable[None]] | None = None
         self.on_get: Callable[[str], Awaitable[None]] | None = None
         self.on_abort: Callable[[str], Awaitable[None]] | None = None
+        self.modified_at: dict[str, datetime] = {}
 
     async def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
         if self.on_get is not None:
@@ -111,7 +112,8 @@ class ListingStore(MemoryStore):
     async def head(self, key: str) -> BlobInfo | None:
         if key not in self.blobs:
             return None
-        return BlobInfo(key=key, size_bytes=len(self.blobs[key]), modified_at=SystemClock().now())
+        modified_at = self.modified_at.get(key) or SystemClock().now()
+        return BlobInfo(key=key, size_bytes=len(self.blobs[key]), modified_at=modified_at)
 
     async def abort_uploads(self, key: str) -> int:
         self._saw("abort_uploads", key)

@@ -128,13 +128,36 @@ async def test_a_blob_without_a_row_is_adopted_for_the_longest_life(
 ) -> None:
     """The database lost its tail: somebody may hold this URL."""
     mpack_id = new_mpack_id()
-    await store.put(storage_key(engine.log_id, mpack_id), b"lost")
+    key = storage_key(engine.log_id, mpack_id)
+    await store.put(key, b"lost")
+    store.modified_at[key] = mpack_id_time(mpack_id) - timedelta(hours=1)  # The store's clock.
     assert (await engine.reconciler.run_once()).adopted == 1
     found, _now = await engine.lessor.load(mpack_id)
     assert found is not None
     assert found.delete_at == mpack_id_time(mpack_id) + timedelta(days=1)
     assert (await engine.reconciler.run_once()).adopted == 0
     await check_invariants(engine.database, store)
+
+
+@pytest.mark.parametrize("slow", [timedelta(minutes=15), timedelta(seconds=300)])
+async def test_an_id_made_too_early_ends_no_promise_early(
+    engine: LeaseEngine, store: ListingStore, slow: timedelta
+) -> None:
+    """By a process whose clock is slow, or long before its pack was planned: the reservation came
+    after it, and the life of the lost lease was counted from there.
+    """
+    reserved_at = (await engine.log.head())["now"].replace(microsecond=0) - timedelta(seconds=5)
+    made_at = reserved_at - slow
+    mpack_id = f"{int(made_at.timestamp() * 1000):012x}" + new_mpack_id()[12:]
+    key = storage_key(engine.log_id, mpack_id)
+    await store.put(key, b"lost")
+    # Stores tell whole seconds; the reservation was somewhere in this one.
+    store.modified_at[key] = reserved_at
+    assert (await engine.reconciler.run_once()).adopted == 1
+    found, now = await engine.lessor.load(mpack_id)
+    assert found is not None
+    promised_at_most = reserved_at + timedelta(days=1, seconds=0.999)
+    assert promised_at_most <= found.delete_at <= now + timedelta(days=1)
 
 
 async def test_keys_that_do_not_parse_and_other_logs_blobs_are_findings(
