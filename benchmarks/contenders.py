@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import timedelta
 from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -243,23 +244,30 @@ class Bare(Contender):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder / "bare"
+        self._told: list[Connection] = []
 
     async def begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        spawn = multiprocessing.get_context("spawn")
+        for _ in range(WORKERS):
+            here, there = spawn.Pipe()
+            spawn.Process(target=_delete_all, args=(self.folder, there), daemon=True).start()
+            await asyncio.to_thread(here.recv)
+            self._told.append(here)
 
     async def schedule(self, count: int) -> Mapping[str, float]:
         names = [f"blob-{number}" for number in range(count)]
         await asyncio.to_thread(write_blobs, self.folder, names)
         first = time.time() + _LEAD_SECONDS
         due = {name: first + number / count for number, name in enumerate(names)}
-        spawn = multiprocessing.get_context("spawn")
-        for at in range(WORKERS):
-            share = dict(list(due.items())[at::WORKERS])
-            spawn.Process(target=_delete_all, args=(self.folder, share), daemon=True).start()
+        for at, told in enumerate(self._told):
+            told.send(dict(list(due.items())[at::WORKERS]))
         return due
 
 
-def _delete_all(folder: Path, due: Mapping[str, float]) -> None:
+def _delete_all(folder: Path, teller: Connection) -> None:
+    teller.send("ready")
+    due: dict[str, float] = teller.recv()
     for name, deadline in due.items():
         if (left := deadline - time.time()) > 0:
             time.sleep(left)
