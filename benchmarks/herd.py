@@ -4,6 +4,9 @@ Three commands `serve` on one database and one local store. One pack of the same
 first for a single caller (unshared), three times: that is what a build takes. Then all 64 ask at
 once for the pack that nobody has built yet. Each build reserves a lease and puts one blob, so the
 leases made are counted; memory is that of the three processes together.
+
+The control, in the same run: as many callers on as many new connections, asking the same replicas
+for nothing (`/livez`).
 """
 
 from __future__ import annotations
@@ -45,6 +48,17 @@ async def _fetch(http: httpx2.AsyncClient, replica: ServedGateway, body: bytes) 
     return told
 
 
+async def _asked_for_nothing(replicas: list[ServedGateway], callers: int) -> float:
+    """Seconds until so many callers at once have an answer that costs the replicas nothing."""
+    limits = httpx2.Limits(max_connections=callers)
+    async with httpx2.AsyncClient(timeout=60, trust_env=False, limits=limits) as http:
+        began = time.perf_counter()
+        await asyncio.gather(
+            *(http.get(f"{replicas[at % _REPLICAS].url}/livez") for at in range(callers))
+        )
+        return time.perf_counter() - began
+
+
 async def _run(place: Place) -> Run:
     home, pushed = await prepare(place)
     callers = _CALLERS_QUICK if place.quick else _CALLERS
@@ -70,6 +84,7 @@ async def _run(place: Place) -> Run:
                     began = time.perf_counter()
                     await _fetch(http, replica, alone)
                     taken.append(time.perf_counter() - began)
+            control = await _asked_for_nothing(replicas, callers)
             build = median(taken[_REPLICAS:] or taken)
             reserved = await _reserved(home)
             held = sum(map(memory_bytes, pids))
@@ -92,6 +107,7 @@ async def _run(place: Place) -> Run:
         "build_seconds": build,
         "wall_seconds": wall,
         "wall_builds": wall / build,
+        "control_seconds": control,
         "more_mib": more / _MIB,
     }
 
@@ -106,6 +122,7 @@ HERD = Benchmark(
         "build_seconds": Figure(label="one build for one caller", unit="s"),
         "wall_seconds": Figure(label="until the last one is answered", unit="s"),
         "wall_builds": Figure(label="the same, in builds", unit="times", at_most=1.3),
+        "control_seconds": Figure(label="control: as many empty answers at once", unit="s"),
         "more_mib": Figure(
             label="more memory, the three together", unit="MiB", at_most=64, worst=True
         ),

@@ -25,6 +25,7 @@ from gateway.packs.clone_keys import CloneKeys
 from gateway.packs.deposit import Deposits
 from gateway.packs.doorkeeper import Doorkeeper
 from gateway.packs.inline import InlinePack, inline_nothing, inline_of, read_back
+from gateway.packs.joined import Joined
 from gateway.packs.kept_bytes import KeptBytes
 from gateway.packs.lacking import Lacking, Question, check_wanted, find_lacking
 from gateway.packs.object_urls import ObjectUrls
@@ -97,6 +98,7 @@ class PackService:
             self._store, self.policy, self.budget, admission=self._availability
         )
         self._clone_keys = CloneKeys()
+        self._questions = Joined[Lacking]()
         self._doorkeeper = Doorkeeper(self.policy.inline_keep_window_seconds)
         self.kept = KeptBytes(engine, budget_bytes=self.policy.transient_bytes_budget)
         self._tasks = asyncio.TaskGroup()
@@ -237,10 +239,10 @@ class PackService:
             question, encoding=encoding, snapshots=snapshots, form=form
         )
         lacking: Lacking | None = None
-        async with open_reader() as reader:
-            if remembered is None:
-                lacking = await find_lacking(reader, question)
-            else:
+        if remembered is None:
+            lacking = await self._lacking(open_reader, question)
+        else:
+            async with open_reader() as reader:
                 await check_wanted(reader, question)
         if lacking is not None:
             remembered = lacking.cache_key(encoding=encoding, snapshots=snapshots, form=form)
@@ -260,6 +262,15 @@ class PackService:
             open_reader=open_reader,
             inline=inline,
         )
+
+    async def _lacking(self, open_reader: OpenReader, question: Question) -> Lacking:
+        async def find() -> Lacking:
+            async with open_reader() as reader:
+                return await find_lacking(reader, question)
+
+        same = (question.repo_id, tuple(question.want), tuple(question.have))
+        # What is lacking without a have is what the wants are made of, and that never changes.
+        return await self._questions.ask(same, find, lasting=not question.have)
 
     async def _signed(self, holding: Holding, wish: Wish) -> FetchAnswer:
         counts = await self._counts(holding, wish)

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from gateway.errors import Incomplete, RepoMissing
+from gateway.packs.joined import Joined
 from gateway.packs.transaction import reading, transaction, tried_again
 from gateway.wire.body import check_text
 from leases.database import Database
@@ -149,12 +150,26 @@ class Repos:
     def __init__(self, database: Database, log: EventLog) -> None:
         self._database = database
         self._log = log
+        self._found = Joined[Repo | None]()
+        self._heads = Joined[dict[str, str]]()
 
     async def find(self, *, owner: str, slug: str) -> Repo | None:
         """The repo of that name; None for unknown and for deleted ones, and for no name at all."""
         if not (is_owner_name(owner) and is_repo_name(slug)):
             return None
-        return await find_repo(self._database, owner=owner, slug=slug)
+
+        async def find() -> Repo | None:
+            return await find_repo(self._database, owner=owner, slug=slug)
+
+        return await self._found.ask((owner, slug), find)
+
+    async def heads(self, repo_id: str) -> dict[str, str]:
+        """As `current_heads`; the map is others' as well."""
+
+        async def read() -> dict[str, str]:
+            return await current_heads(self._database, repo_id)
+
+        return await self._heads.ask(repo_id, read)
 
     async def find_by_id(self, repo_id: str) -> Repo | None:
         """The repo with that id; None for unknown and for deleted ones."""

@@ -12,12 +12,14 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 
 from gateway.errors import BuildFailed, BuildsBusy, TooLarge
 from gateway.packs.deposit import Deposits
 from gateway.packs.flight import CallersGone, Deposited, Flight
+from gateway.packs.joined import Joined
 from gateway.packs.kept_bytes import KeptBytes
 from gateway.packs.lacking import Lacking, Question, find_lacking
 from gateway.packs.manifest_rows import Reader
@@ -117,6 +119,7 @@ class PackSharing:
         self._step = steps
         self._observer = observer
         self._flights: dict[str, Flight] = {}
+        self._looks = Joined[Slot | None]()
         self._renewals: dict[str, _Renewal] = {}
         self._keeper = SlotKeeper(slots, engine.clock, policy, steps=steps)
         self.turns = BuildTurns(policy)
@@ -137,8 +140,7 @@ class PackSharing:
             flight = self._flights.get(cache_key)
             asked = SlotAnswer.JOINED
             if flight is None:
-                slot = await self.slots.look(cache_key)
-                seen = slot.mpack_id if slot is not None and slot.published else None
+                slot = await self._looks.ask(cache_key, partial(self.slots.look, cache_key))
                 usable = slot is not None and slot.published and slot.mpack_id not in gone
                 if usable and (holding := await self._hit(slot, wish)) is not None:
                     self._observer.slot_asked(SlotAnswer.HIT)
@@ -149,7 +151,7 @@ class PackSharing:
                 flight = self._flights.get(cache_key)
                 if flight is None:
                     self._admission.check(Need.READING, Need.WRITING)
-                    asked, flight = SlotAnswer.MISS, self._start(wish, cache_key, seen)
+                    asked, flight = SlotAnswer.MISS, self._start(wish, cache_key, slot)
             self._observer.slot_asked(asked)
             try:
                 deposited = await self._join(flight, wish)
@@ -294,24 +296,24 @@ class PackSharing:
             lambda: self.read_plan(wish), ttl_seconds=wish.ttl_seconds, inline=wish.inline
         )
 
-    def _start(self, wish: Wish, cache_key: str | None, seen: str | None) -> Flight:
+    def _start(self, wish: Wish, cache_key: str | None, slot: Slot | None) -> Flight:
         assert self.tasks is not None, "the service has not been entered"
         flight = Flight(cache_key=cache_key, ttl_seconds=wish.ttl_seconds, inline=wish.inline)
         if cache_key is not None:
             self._flights[cache_key] = flight
-        task = self.tasks.create_task(self._fly(flight, wish, seen))
+        task = self.tasks.create_task(self._fly(flight, wish, slot))
         self.building.add(task)
         task.add_done_callback(self.building.discard)
         return flight
 
-    async def _fly(self, flight: Flight, wish: Wish, seen: str | None) -> None:
+    async def _fly(self, flight: Flight, wish: Wish, slot: Slot | None) -> None:
         """One flight, from the slot to the published pack. Never raises but when cancelled."""
         outcome: Deposited | BaseException | None = None
         try:
             if flight.cache_key is None:
                 outcome = await self._build(flight, wish, new_mpack_id())
             else:
-                outcome = await self._build_for_slot(flight, wish, flight.cache_key, seen)
+                outcome = await self._build_for_slot(flight, wish, flight.cache_key, slot)
         except asyncio.CancelledError:
             outcome = Unavailable("The gateway is shutting down; try again shortly.")
             raise
@@ -328,11 +330,11 @@ class PackSharing:
             await flight.clear_away()
 
     async def _build_for_slot(
-        self, flight: Flight, wish: Wish, cache_key: str, seen: str | None
+        self, flight: Flight, wish: Wish, cache_key: str, slot: Slot | None
     ) -> Deposited | None:
-        mpack_id = await self._keeper.take(cache_key, seen)
-        if mpack_id is None:
-            return None
+        mpack_id = await self._keeper.take(cache_key, slot)
+        if not isinstance(mpack_id, str):
+            return self._waited_for(mpack_id)
         assert self.tasks is not None
         beating = self.tasks.create_task(self._keeper.beat(cache_key, mpack_id))
         try:
@@ -344,6 +346,14 @@ class PackSharing:
             beating.cancel()
         await self._keeper.publish(cache_key, deposited)
         return deposited
+
+    def _waited_for(self, slot: Slot | None) -> Deposited | None:
+        """A pack that another replica has just built is that of those who waited here, too."""
+        lease = None if slot is None else slot.lease
+        if lease is None or lease.state is not LeaseState.ACTIVE or lease.revoked_at is not None:
+            return None
+        counts = self.slots.counts(lease.mpack_id)
+        return None if counts is None else Deposited(lease=lease, counts=counts)
 
     async def _build(self, flight: Flight, wish: Wish, mpack_id: str) -> Deposited:
         async with self.turns.turn():

@@ -13,7 +13,7 @@ import structlog
 from gateway.errors import BuildsBusy
 from gateway.packs.flight import Deposited
 from gateway.packs.policy import PackPolicy
-from gateway.packs.slots import Slots
+from gateway.packs.slots import Slot, Slots
 from leases.errors import Failure
 from leases.ids import new_mpack_id
 from leases.ports import Clock
@@ -33,11 +33,16 @@ class SlotKeeper:
         self._policy = policy
         self._step = steps
 
-    async def take(self, cache_key: str, seen: str | None) -> str | None:
-        """Take the slot; None when somebody else has published a pack other than `seen`.
+    async def take(self, cache_key: str, slot: Slot | None) -> str | Slot | None:
+        """Take the slot, which was `slot` a moment ago, for a new mpack_id.
 
+        When somebody else has published another pack than stood there: the slot as it is now, if
+        that was waited for here; None if not.
         Errors: the builder's own failure; BuildsBusy when it takes too long.
         """
+        seen = slot.mpack_id if slot is not None and slot.published else None
+        if _is_free(slot) and (mpack_id := await self._taken(cache_key, slot)) is not None:
+            return mpack_id
         give_up_at = self._clock.monotonic() + self._policy.slot_wait_seconds
         waited_for: set[str] = set()
         with self._slots.watch(cache_key) as watch:
@@ -46,17 +51,23 @@ class SlotKeeper:
                     raise watch.failures[mpack_id]
                 slot = await self._slots.look(cache_key)
                 if slot is not None and slot.published and slot.mpack_id != seen:
-                    return None
-                if slot is None or slot.published or slot.dead:
-                    mpack_id = new_mpack_id()
-                    held = None if slot is None else slot.mpack_id
-                    if await self._slots.take(cache_key, mpack_id, seen=held):
-                        self._step(Step.SLOT_TAKEN)
+                    return slot if slot.mpack_id in waited_for else None
+                if _is_free(slot):
+                    if (mpack_id := await self._taken(cache_key, slot)) is not None:
                         return mpack_id
                     continue
+                assert slot is not None
                 waited_for.add(slot.mpack_id)
                 await _woken(watch.changed, self._policy.slot_poll_seconds)
         raise BuildsBusy
+
+    async def _taken(self, cache_key: str, slot: Slot | None) -> str | None:
+        mpack_id = new_mpack_id()
+        held = None if slot is None else slot.mpack_id
+        if not await self._slots.take(cache_key, mpack_id, seen=held):
+            return None
+        self._step(Step.SLOT_TAKEN)
+        return mpack_id
 
     async def beat(self, cache_key: str, mpack_id: str) -> None:
         """Keep the slot while building. Losing it costs a second build, not this one."""
@@ -86,6 +97,10 @@ class SlotKeeper:
             await self._slots.release(cache_key, mpack_id, failure)
         except Failure as again:
             _log.warning("slot_not_released", mpack_id=mpack_id, error=again.code)
+
+
+def _is_free(slot: Slot | None) -> bool:
+    return slot is None or slot.published or slot.dead
 
 
 async def _woken(event: asyncio.Event, seconds_max: float) -> None:

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.packs.fetch import FetchAnswer
 from gateway.packs.inline import InlinePack
 from gateway.packs.negotiate import negotiate
-from gateway.packs.repos import Repo, current_heads
+from gateway.packs.repos import Repo
 from gateway.packs.transaction import reading
 from gateway.routes.access import Access, body_of, caller_of
 from gateway.service import Service
@@ -82,7 +82,7 @@ def fetch_routes(access: Access, service: Service) -> list[Route]:
 async def _heads(service: Service, repo: Repo, wish: AnyFetch) -> dict[str, str]:
     """The heads in the form in which the request writes ids."""
     form = IdForm.of_first(wish.want)
-    heads = await current_heads(service.database, repo.repo_id)
+    heads = await service.repos.heads(repo.repo_id)
     return {name: form.write(commit_id) for name, commit_id in heads.items()}
 
 

@@ -217,6 +217,51 @@ async def test_replicas_share_one_build(engine: AsyncEngine) -> None:
         assert len({tuple(one["counts"].items()) for one in results}) == 1
 
 
+async def test_who_waited_for_another_replica_needs_no_renewal(engine: AsyncEngine) -> None:
+    """His TTL counts from the activation, as that of those who waited beside the builder."""
+    async with slow_benches(engine, 2) as (store, repo_id, head, (first, second)):
+        async with asyncio.TaskGroup() as tasks:
+            answers = [tasks.create_task(first.fetch(repo_id, [head]))]
+            await store.reached.wait()
+            answers += [tasks.create_task(second.fetch(repo_id, [head])) for _ in range(3)]
+            await until_members(second, 3)
+            await until(lambda: second.gateway.packs.sharing.slots.watched() == 1)
+            store.open.set()
+        assert len({one.result()["mpack_id"] for one in answers}) == 1
+        assert {one.result()["expires_at"] for one in answers} == {
+            answers[0].result()["expires_at"]
+        }
+        assert await renewals(first) == 0
+
+
+@pytest.mark.parametrize("have", [[], ["f" * 64]], ids=["clones", "fetches"])
+async def test_a_crowd_walks_the_history_at_most_twice(
+    engine: AsyncEngine, have: list[str]
+) -> None:
+    async with slow_benches(engine) as (store, repo_id, head, (bench,)):
+        walks = 0
+
+        def counted() -> AbstractAsyncContextManager[Reader]:
+            nonlocal walks
+            walks += 1
+            return reading(bench.database)
+
+        async with asyncio.TaskGroup() as tasks:
+            answers = [
+                tasks.create_task(
+                    bench.gateway.packs.fetch_mpack(
+                        counted, repo_id, want=[head], have=have, caller=CALLER
+                    )
+                )
+                for _ in range(16)
+            ]
+            await until_members(bench, 16)
+            store.open.set()
+        assert len({one.result().mpack_id for one in answers}) == 1
+        planning = 1
+        assert walks <= planning + (2 if have else 1)
+
+
 async def test_a_replica_that_was_told_nothing_counts_by_itself(engine: AsyncEngine) -> None:
     async with slow_benches(engine) as (store, repo_id, head, (bench,)):
         store.open.set()

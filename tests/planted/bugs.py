@@ -401,8 +401,8 @@ _FETCH = (
     _bug(
         "key-reused",
         "gateway/packs/slot_keeper.py",
-        "                    mpack_id = new_mpack_id()",
-        "                    mpack_id = new_mpack_id() if slot is None else slot.mpack_id",
+        "        mpack_id = new_mpack_id()",
+        "        mpack_id = new_mpack_id() if slot is None else slot.mpack_id",
         says="a pack is built under an id that was used before",
     ),
     _bug(
@@ -415,8 +415,8 @@ _FETCH = (
     _bug(
         "revoke-keeps-slot",
         "gateway/packs/slot_keeper.py",
-        "if slot is None or slot.published or slot.dead:",
-        "if slot is None or slot.dead:",
+        "return slot is None or slot.published or slot.dead",
+        "return slot is None or slot.dead",
         says="after a revocation nobody can take the slot",
     ),
     _bug(
