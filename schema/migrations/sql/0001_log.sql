@@ -244,7 +244,8 @@ END $$;
 
 -- What the fold columns must be, from the log alone: for each column the last event that names it.
 -- A lease whose beginning is archived has ended, and its row went with it. Ask for few leases by
--- `stream`, which reaches the index.
+-- `stream`, which reaches the index. Each fact is parsed once, for all of its columns: `->>` for each
+-- of them parses it each time, which took four times as long.
 CREATE VIEW mpack_leases_fold AS
 SELECT f.mpack_id, f.kind, f.repo_id, f.object_id, f.storage_key, f.cache_key, f.state, f.sha256,
        f.size_bytes::bigint AS size_bytes, f.granted_at::timestamptz AS granted_at,
@@ -254,26 +255,29 @@ SELECT f.mpack_id, f.kind, f.repo_id, f.object_id, f.storage_key, f.cache_key, f
        f.lateness_ms::bigint AS lateness_ms, f.version, f.last_position, f.stream
 FROM (
     SELECT e.stream, substr(e.stream, 7) AS mpack_id,
-           max(e.fact ->> 'kind') AS kind, max(e.fact ->> 'repo_id') AS repo_id,
-           max(e.fact ->> 'object_id') AS object_id, max(e.fact ->> 'storage_key') AS storage_key,
-           max(e.fact ->> 'cache_key') AS cache_key,
+           max(fact.kind) AS kind, max(fact.repo_id) AS repo_id,
+           max(fact.object_id) AS object_id, max(fact.storage_key) AS storage_key,
+           max(fact.cache_key) AS cache_key,
            CASE WHEN bool_or(e.type = 'lease.reclaimed') THEN 'reclaimed'
                 WHEN bool_or(e.type = 'lease.activated') THEN 'active' ELSE 'reserved' END AS state,
-           max(e.fact ->> 'sha256') AS sha256, max(e.fact ->> 'size_bytes') AS size_bytes,
-           max(e.fact ->> 'granted_at') AS granted_at,
-           max(e.fact ->> 'activated_at') AS activated_at,
-           (array_agg(e.fact ->> 'expires_at' ORDER BY e.version DESC)
-                FILTER (WHERE e.fact ->> 'expires_at' IS NOT NULL))[1] AS expires_at,
-           (array_agg(e.fact ->> 'delete_at' ORDER BY e.version DESC)
-                FILTER (WHERE e.fact ->> 'delete_at' IS NOT NULL))[1] AS delete_at,
-           (array_agg(e.fact ->> 'revoked_at' ORDER BY e.version DESC)
-                FILTER (WHERE e.fact ->> 'revoked_at' IS NOT NULL))[1] AS revoked_at,
+           max(fact.sha256) AS sha256, max(fact.size_bytes) AS size_bytes,
+           max(fact.granted_at) AS granted_at,
+           max(fact.activated_at) AS activated_at,
+           (array_agg(fact.expires_at ORDER BY e.version DESC)
+                FILTER (WHERE fact.expires_at IS NOT NULL))[1] AS expires_at,
+           (array_agg(fact.delete_at ORDER BY e.version DESC)
+                FILTER (WHERE fact.delete_at IS NOT NULL))[1] AS delete_at,
+           (array_agg(fact.revoked_at ORDER BY e.version DESC)
+                FILTER (WHERE fact.revoked_at IS NOT NULL))[1] AS revoked_at,
            bool_or(e.type = 'lease.stuck') AND NOT bool_or(e.type = 'lease.reclaimed') AS stuck,
-           max(e.fact ->> 'reclaimed_at') AS reclaimed_at, max(e.fact ->> 'outcome') AS outcome,
-           max(e.fact ->> 'lateness_ms') AS lateness_ms,
+           max(fact.reclaimed_at) AS reclaimed_at, max(fact.outcome) AS outcome,
+           max(fact.lateness_ms) AS lateness_ms,
            max(e.version) AS version, max(e.position) AS last_position
-    FROM (SELECT stream, position, version, type, data::jsonb AS fact
-          FROM events WHERE stream LIKE 'lease/%') AS e
+    FROM events AS e CROSS JOIN LATERAL jsonb_to_record(e.data::jsonb) AS fact (
+        kind text, repo_id text, object_id text, storage_key text, cache_key text, sha256 text,
+        size_bytes text, granted_at text, activated_at text, expires_at text, delete_at text,
+        revoked_at text, reclaimed_at text, outcome text, lateness_ms text)
+    WHERE e.stream LIKE 'lease/%'
     GROUP BY e.stream
     HAVING min(e.version) = 1
 ) AS f;
