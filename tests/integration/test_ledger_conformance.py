@@ -499,13 +499,16 @@ async def test_a_lock_is_held_by_one_session(ledger: Ledger) -> None:
 
 
 async def test_silence_in_a_session_is_an_outage(ledger: Ledger) -> None:
+    another = ledger.another()
+
     async def be_silent() -> None:
-        async with ledger.another().session() as session:
+        async with another.session() as session:
             await session.ping()
             raise TimeoutError
 
     with pytest.raises(DatabaseUnavailable):
         await be_silent()
+    await another.close()
 
 
 async def test_two_events_of_one_stream_in_a_call_are_a_bug(ledger: Ledger) -> None:
