@@ -40,9 +40,11 @@ from leases.database import Database, translate
 from leases.errors import LogCorrupt, Unavailable
 from leases.lessor import LEASE_COLUMNS, Caller
 from leases.log import EventLog, NewEvent
+from leases.steps import Step, Steps, no_steps
 
 _PAGE = 5000
 _DETACH_SECONDS_MAX = 3600.0
+_PARTIAL = ".part"
 
 _PARTS = """
 SELECT c.relname AS name, substr(c.relname, 9)::bigint * event_partition_size() AS first,
@@ -123,9 +125,10 @@ class Manifest:
 class Archiver:
     """Looks for parts that may go, writes them, and takes them out. Needs the owner's rights."""
 
-    def __init__(self, database: Database, log: EventLog) -> None:
+    def __init__(self, database: Database, log: EventLog, *, steps: Steps = no_steps) -> None:
         self._database = database
         self._event_log = log
+        self._steps = steps
 
     async def parts(self, before: datetime) -> tuple[list[Part], str]:
         """The parts that may go, the oldest first, and why the next one may not."""
@@ -160,14 +163,28 @@ class Archiver:
     async def write(self, part: Part, folder: Path, *, tell: Tell) -> Manifest:
         """The part in files, on disk and read back; those that are there already are made anew.
 
-        Errors: LogCorrupt when the files do not prove themselves; OSError; DatabaseUnavailable.
+        What is there is replaced by what has been proven alone: another run, or a killed one's
+        COMMIT, may take the part out meanwhile, and then those files are all that is left of it.
+        Errors: LogCorrupt when the files do not prove themselves; Unavailable when the part has
+        gone meanwhile; OSError; DatabaseUnavailable.
         """
+        try:
+            return await self._write_all(part, folder, tell)
+        except (LogCorrupt, asyncpg.UndefinedTableError) as error:
+            if (await beginning_of(self._database)).position >= part.first_position:
+                raise Unavailable(_MOVED) from error
+            raise
+
+    async def _write_all(self, part: Part, folder: Path, tell: Tell) -> Manifest:
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         span = f"{part.first_position:012}-{part.last_position:012}"
         head = await self._event_log.head()
         events, leases = folder / f"events-{span}.ndjson", folder / f"leases-{span}.ndjson"
-        await _write(events, self._event_pages(part, tell))
-        await _write(leases, self._lease_pages(part))
+        begun = _Begun(part)
+        events_file = await _write(events, self._event_pages(part, tell), begun.proven)
+        self._steps(Step.ARCHIVE_EVENTS_WRITTEN)
+        leases_file = await _write(leases, self._lease_pages(part), begun.complete)
+        self._steps(Step.ARCHIVE_LEASES_WRITTEN)
         manifest = Manifest(
             log_id=str(head["log_id"]),
             first_position=part.first_position,
@@ -175,15 +192,16 @@ class Archiver:
             after=f"{part.first_position - 1}:{part.previous_hash}",
             head=f"{part.last_position}:{part.hash}",
             ended_at=instant(part.ended_at),
-            events=await asyncio.to_thread(_proven, events, part),
-            leases=await asyncio.to_thread(_read_back, leases),
+            events=events_file,
+            leases=leases_file,
         )
         told = json.dumps(asdict(manifest), indent=2) + "\n"
 
         async def once() -> AsyncIterator[list[str]]:
             yield [told]
 
-        await _write(folder / f"manifest-{span}.json", once())
+        await _write(folder / f"manifest-{span}.json", once(), _read_back)
+        self._steps(Step.ARCHIVE_MANIFEST_WRITTEN)
         return manifest
 
     async def detach(
@@ -216,12 +234,16 @@ class Archiver:
                 self._database.engine.begin() as connection,
             ):
                 removed = await connection.execute(text(_REMOVE.format(part=part.name)))
+                self._steps(Step.ARCHIVE_LEASES_REMOVED)
                 await self._take_out(connection, part, drop=drop)
+                self._steps(Step.ARCHIVE_PART_DETACHED)
                 await self._event_log.append_in(connection, [fact])
+                self._steps(Step.ARCHIVE_APPENDED)
         except Exception as error:
             if (failure := translate(error)) is not None:
                 raise failure from error
             raise
+        self._steps(Step.ARCHIVE_COMMITTED)
         return removed.rowcount
 
     async def _take_out(self, connection: AsyncConnection, part: Part, *, drop: bool) -> None:
@@ -251,6 +273,7 @@ class Archiver:
                 del told["data_sha"]
                 lines.append(json.dumps(told, ensure_ascii=False, separators=(",", ":")) + "\n")
             yield lines
+            self._steps(Step.ARCHIVE_BEGUN)
             after = rows[-1].position
             tell(len(rows))
 
@@ -268,19 +291,25 @@ def _plain(row: asyncpg.Record) -> dict[str, Any]:
     }
 
 
-async def _write(path: Path, pages: AsyncIterator[list[str]]) -> None:
-    """A file that is whole under its name, or not there."""
-    partial = path.with_name(path.name + ".part")
+async def _write(
+    path: Path, pages: AsyncIterator[list[str]], prove: Callable[[Path], File]
+) -> File:
+    """A file that is whole and proven under its name, or as it was before."""
+    partial = path.with_name(path.name + _PARTIAL)
     with partial.open("w", encoding="utf-8") as file:
         async for lines in pages:
             await asyncio.to_thread(file.writelines, lines)
+        # Else what the buffer holds still would not be on the disk.
+        await asyncio.to_thread(file.flush)
         await asyncio.to_thread(_sync, file.fileno())
+    proven = await asyncio.to_thread(prove, partial)
     partial.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         await asyncio.to_thread(_sync, folder)
     finally:
         os.close(folder)
+    return proven
 
 
 def _sync(descriptor: int) -> None:
@@ -294,34 +323,59 @@ def _read_back(path: Path, take: Callable[[str], None] = lambda _line: None) -> 
             digest.update(raw)
             size, lines = size + len(raw), lines + 1
             take(raw.decode())
-    return File(name=path.name, sha256=digest.hexdigest(), size_bytes=size, lines=lines)
+    name = path.name.removesuffix(_PARTIAL)
+    return File(name=name, sha256=digest.hexdigest(), size_bytes=size, lines=lines)
 
 
-def _proven(path: Path, part: Part) -> File:
-    """The events' file, if its own text gives every hash, from the first to the last position."""
-    previous, position = bytes.fromhex(part.previous_hash), part.first_position - 1
+class _Begun:
+    """Proves a part's events, and then that every lease which began in them is there, too."""
 
-    def take(line: str) -> None:
-        nonlocal previous, position
-        event = json.loads(line)
-        moment = datetime.fromisoformat(event["recorded_at"])
-        fields = (
-            event["position"],
-            UUID(event["event_id"]).bytes,
-            event["stream"],
-            event["version"],
-            event["type"],
-            event["schema_version"],
-            sha256(dump(event["data"]).encode()).digest(),
-            event["actor"],
-            event["request_id"],
-            microseconds(moment),
-        )
-        previous, position = link_hash(previous, fields), position + 1
-        if event["position"] != position or event["hash"] != previous.hex():
-            raise LogCorrupt("The archive does not prove itself.", position=event["position"])
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        self._leases = 0
 
-    file = _read_back(path, take)
-    if (position, previous.hex()) != (part.last_position, part.hash):
-        raise LogCorrupt("The archive does not reach its end.", position=position)
-    return file
+    def proven(self, path: Path) -> File:
+        """The events' file, if its own text gives every hash, from the first position to the last.
+
+        Errors: LogCorrupt.
+        """
+        part = self._part
+        previous, position = bytes.fromhex(part.previous_hash), part.first_position - 1
+
+        def take(line: str) -> None:
+            nonlocal previous, position
+            event = json.loads(line)
+            previous, position = link_hash(previous, _fields(event)), position + 1
+            if event["position"] != position or event["hash"] != previous.hex():
+                raise LogCorrupt("The archive does not prove itself.", position=event["position"])
+            self._leases += event["stream"].startswith("lease/") and event["version"] == 1
+
+        file = _read_back(path, take)
+        if (position, previous.hex()) != (part.last_position, part.hash):
+            raise LogCorrupt("The archive does not reach its end.", position=position)
+        return file
+
+    def complete(self, path: Path) -> File:
+        """The leases' file, a line for each. Errors: LogCorrupt."""
+        file = _read_back(path)
+        if file.lines != self._leases:
+            raise LogCorrupt(
+                "A lease has no row, so it cannot be archived: run audit rebuild.",
+                position=self._part.last_position,
+            )
+        return file
+
+
+def _fields(event: dict[str, Any]) -> tuple[bytes | str | int | None, ...]:
+    return (
+        event["position"],
+        UUID(event["event_id"]).bytes,
+        event["stream"],
+        event["version"],
+        event["type"],
+        event["schema_version"],
+        sha256(dump(event["data"]).encode()).digest(),
+        event["actor"],
+        event["request_id"],
+        microseconds(datetime.fromisoformat(event["recorded_at"])),
+    )

@@ -1,4 +1,4 @@
-"""The named steps of a fetch, a push, a reap and a `gc`: every boundary where a crash could fall.
+"""The named steps of a fetch, a push, a reap, a `gc` and an archive: where a crash could fall.
 
 Code that crosses one says so by calling the `Steps` it was given. In production that does
 nothing; a crash test passes a function that kills the process at one of them.
@@ -36,6 +36,14 @@ class Step(StrEnum):
     SEGMENTS_JOINED = "gc.segments_joined"
     SEGMENTS_CONDEMNED = "gc.segments_condemned"
     SEGMENTS_DELETED = "gc.segments_deleted"
+    ARCHIVE_BEGUN = "archive.begun"
+    ARCHIVE_EVENTS_WRITTEN = "archive.events_written"
+    ARCHIVE_LEASES_WRITTEN = "archive.leases_written"
+    ARCHIVE_MANIFEST_WRITTEN = "archive.manifest_written"
+    ARCHIVE_LEASES_REMOVED = "archive.leases_removed"
+    ARCHIVE_PART_DETACHED = "archive.part_detached"
+    ARCHIVE_APPENDED = "archive.appended"
+    ARCHIVE_COMMITTED = "archive.committed"
 
 
 Steps = Callable[[Step], None]

@@ -69,12 +69,14 @@ async def _archive(
     from gateway.cli.caller import caller
     from gateway.cli.interrupt import stoppable
     from gateway.cli.opened import opened_service
+    from gateway.service import steps_of
     from leases.archive import Archiver
 
     gone: list[dict[str, Any]] = []
     with stoppable() as stop:
         async with opened_service(settings) as service:
-            archiver = Archiver(service.database, service.engine.log)
+            steps = steps_of(settings.crash_at)
+            archiver = Archiver(service.database, service.engine.log, steps=steps)
             parts, why = await archiver.parts(before)
             exported, total = 0, sum(one.last_position - one.first_position + 1 for one in parts)
             with progress("exported", total) as tell:

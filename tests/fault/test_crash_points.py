@@ -30,6 +30,7 @@ from tests.fault.scene import (
     sweep_once_and_check,
     transient_blobs,
 )
+from tests.integration.test_archive import ARCHIVES
 from tests.integration.test_cli_gc import COLLECTIONS, JOINS
 from tests.leasing import granted
 
@@ -76,7 +77,8 @@ REAPS = {
 
 @pytest.mark.parametrize("step", Step)
 def test_every_step_is_crashed_at(step: Step) -> None:
-    assert sum(step in scenarios for scenarios in (FETCHES, PUSHES, REAPS, COLLECTIONS, JOINS)) == 1
+    every = (FETCHES, PUSHES, REAPS, COLLECTIONS, JOINS, ARCHIVES)
+    assert sum(step in scenarios for scenarios in every) == 1
 
 
 async def crashed(process: GatewayProcess) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from leases.archive import Archiver, Manifest, Part
+from leases.errors import Unavailable
+from leases.steps import Step
 from tests.databases import run_apart
 from tests.integration.commands import Commands
 from tests.integration.gateways import settings_for
@@ -220,6 +227,155 @@ def test_a_death_between_the_files_and_the_detaching_is_mended_by_the_next_run(
     assert {name: (folder / name).read_bytes() for name in first} == first
     assert live(old) == (5, 1)
     check(old)
+
+
+ARCHIVES = tuple(step for step in Step if step.startswith("archive."))
+
+
+@pytest.mark.parametrize("step", ARCHIVES, ids=str)
+def test_after_kill_9_the_next_run_archives_the_rest(
+    old: Commands, tmp_path: Path, step: Step
+) -> None:
+    """With --drop the files are all that is left, so what they lack is lost."""
+    folder, file = tmp_path / "archive", tmp_path / "live.ndjson"
+    facts, leases = exported(old, file), lease_ids(old)
+    died = archive_apart(old, folder, "--drop", MPACK_CRASH_AT=step.value)
+    assert died == -signal.SIGKILL
+    committed = step is Step.ARCHIVE_COMMITTED
+    assert live(old) == ((20, 4) if committed else (34, 9)), "all of a part or nothing"
+    check(old)
+    old.run("audit", "verify")
+
+    told = archive(old, folder, "--drop")
+    assert [part["first_position"] for part in told["parts"]] == ([16] if committed else [1, 16])
+    archive(old, folder, "--drop", exits=3)
+    check(old)
+    old.run("audit", "verify")
+    left = exported(old, file)
+    written = lines_of(folder, "events")
+    assert (written + left)[: len(facts)] == facts, "every event once, and as it was"
+    assert [json.loads(line)["type"] for line in left[-2:]] == ["log.archived"] * 2
+    gone = [json.loads(line)["mpack_id"] for line in lines_of(folder, "leases")]
+    assert sorted(gone + lease_ids(old)) == sorted(leases), "every lease once"
+    check_files(folder, [json.loads(line)["data"] for line in left[-2:]])
+    log_id = str(old.sql("SELECT log_id FROM event_head"))
+    head = old.json("audit", "verify")
+    done = offline(
+        folder, str(file), "--log-id", log_id,
+        "--head", f"{head['head_position']}:{head['head_hash']}",
+    )  # fmt: skip
+    assert done.stdout.startswith("ok       36 events, 1 to 36"), done.stdout + done.stderr
+
+
+def archive_apart(commands: Commands, folder: Path, *args: str, **environ: str) -> int:
+    """In a process of its own; its exit code."""
+    words = ["events", "archive", "--before", LATER, "--to", str(folder), *args]
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", *words],
+        env=commands.whole_environ | environ,
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode
+
+
+def exported(commands: Commands, file: Path) -> list[str]:
+    """The lines of the log in the database."""
+    commands.run("events", "export", "--output", str(file))
+    return file.read_text().splitlines()
+
+
+def lines_of(folder: Path, kind: str) -> list[str]:
+    """Those of an archive's files, in their order."""
+    files = sorted(folder.glob(f"{kind}-*.ndjson"))
+    return [line for file in files for line in file.read_text().splitlines()]
+
+
+def lease_ids(commands: Commands) -> list[str]:
+    found = commands.sql("SELECT array_agg(mpack_id) FROM mpack_leases")
+    assert isinstance(found, list)
+    return found
+
+
+def check_files(folder: Path, facts: Sequence[dict[str, Any]]) -> None:
+    """The files are those that the log names, and no others lie there."""
+    expected = set()
+    for fact in facts:
+        span = f"{fact['first_position']:012}-{fact['last_position']:012}"
+        for kind in ("events", "leases"):
+            name = f"{kind}-{span}.ndjson"
+            found = sha256((folder / name).read_bytes()).hexdigest()
+            assert found == fact[f"{kind}_sha256"], name
+            expected.add(name)
+        expected.add(f"manifest-{span}.json")
+    assert {path.name for path in folder.iterdir()} == expected
+
+
+@pytest.mark.parametrize("drop", [True, False], ids=["drop", "keep"])
+@pytest.mark.parametrize(
+    "when", [None, Step.ARCHIVE_EVENTS_WRITTEN], ids=["before", "between the files"]
+)
+def test_a_run_that_is_overtaken_leaves_the_files_alone(
+    old: Commands, tmp_path: Path, when: Step | None, *, drop: bool
+) -> None:
+    """A killed run's COMMIT may still be under way when the next one looks: its files are right."""
+    folder, files = tmp_path / "archive", {}
+    options = ["--drop"] if drop else []
+
+    def overtake(step: Step | None) -> None:
+        if step is when:
+            assert archive_apart(old, folder, *options) == 0
+            files.update(contents(folder))
+
+    async def work() -> None:
+        from gateway.service import Service
+
+        settings = settings_for(old.database_url, old.data_dir)
+        async with Service(settings, watch=False) as service:
+            late = Archiver(service.database, service.engine.log, steps=overtake)
+            (part, _next), _why = await late.parts(datetime.max.replace(tzinfo=UTC))
+            overtake(None)
+            with pytest.raises(Unavailable, match="moved on"):
+                await late.write(part, folder, tell=lambda _events: None)
+
+    run_apart(work())
+    assert len(files) == 6
+    assert {name: contents(folder)[name] for name in files} == files
+
+
+def test_what_is_archived_is_on_the_disk_to_its_last_byte(
+    old: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows go when the files are safe from a loss of power, too."""
+    folder, synced = tmp_path / "archive", {}
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        told = os.fstat(descriptor)
+        synced[told.st_ino] = told.st_size
+
+    monkeypatch.setattr(os, "fsync", watched)
+    archive(old, folder)
+    for path in folder.iterdir():
+        told = path.stat()
+        assert synced[told.st_ino] == told.st_size > 0, path.name
+
+
+def test_a_lease_without_its_row_is_not_archived(old: Commands, tmp_path: Path) -> None:
+    old.sql_script(
+        "DELETE FROM mpack_leases WHERE mpack_id = (SELECT min(mpack_id) FROM mpack_leases)"
+    )
+    words = ["events", "archive", "--before", LATER, "--to", str(tmp_path / "archive")]
+    assert "audit rebuild" in old.run(*words, exits=1).stderr
+    assert live(old) == (34, 8)
+    old.run("audit", "rebuild")
+    archive(old, tmp_path / "archive")
+    check(old)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_an_archive_that_was_edited_is_named(old: Commands, tmp_path: Path) -> None:
