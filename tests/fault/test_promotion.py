@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -22,7 +20,6 @@ from leases.owner import OWNER_KEY, Ownership
 from tests.databases import TEMPLATE, cloned
 from tests.fakes import ListingStore
 from tests.fault.proxy import DatabaseProxy, proxied, socket_of
-from tests.fault.servers import own_postgres
 from tests.fault.standby import caught_up, frozen, promote, standby_of
 from tests.invariants import check_invariants
 from tests.leasing import (
@@ -50,21 +47,6 @@ POLICY = replace(
 WRITES_AGAIN_SECONDS = 2.0
 
 
-@pytest.fixture
-def primary() -> Iterator[EmbeddedPostgres]:
-    with own_postgres() as server:
-        yield server
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Where a standby may lie: below a folder that its account may pass through."""
-    place = Path(tempfile.mkdtemp(prefix="mpack-gateway-standby-"))
-    place.chmod(0o711)
-    yield place / "postgres"
-    shutil.rmtree(place)
-
-
 @asynccontextmanager
 async def gateway_through(
     url: str, store: ListingStore
@@ -88,11 +70,11 @@ async def can_write(engine: LeaseEngine) -> bool:
 
 @pytest.mark.timeout(120)
 async def test_a_promotion_that_lost_the_newest_commits_is_noticed(
-    primary: EmbeddedPostgres, folder: Path
+    primary: EmbeddedPostgres, standby_folder: Path
 ) -> None:
     store = ListingStore()
     async with (
-        standby_of(primary, folder) as (standby, shipping),
+        standby_of(primary, standby_folder) as (standby, shipping),
         gateway_through(primary.url(TEMPLATE), store) as (address, engine),
     ):
         kept = await granted(engine, ttl_seconds=LIFE_SECONDS)
