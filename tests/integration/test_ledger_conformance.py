@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
@@ -16,7 +16,7 @@ from leases.clock import SystemClock
 from leases.codec import SCHEMA_VERSION, dump, encode
 from leases.errors import DatabaseUnavailable
 from leases.ids import new_event_id, new_mpack_id, new_token
-from leases.ledger import FailedAttempt, Ledger
+from leases.ledger import FailedAttempt, Ledger, Session
 from leases.lessor import lease_stream
 from leases.model import (
     Event,
@@ -68,6 +68,17 @@ async def ledger(request: pytest.FixtureRequest) -> AsyncIterator[Ledger]:
             yield PostgresLedger(await stack.enter_async_context(another_database(url)))
         else:
             yield SimulatedLedger(Records(SystemClock().now, new_event_id()), _StraightWire())
+
+
+@asynccontextmanager
+async def session_of(ledger: Ledger) -> AsyncIterator[Session]:
+    """A session on a connection of its own, which goes with it."""
+    another = ledger.another()
+    try:
+        async with another.session() as session:
+            yield session
+    finally:
+        await another.close()
 
 
 class Asked:
@@ -465,7 +476,7 @@ async def test_a_dead_instances_claims_are_freed(ledger: Ledger) -> None:
     mpack_id, _ = await new_lease(ledger)
     instance = new_token(4)
     key = int(instance, 16) - (1 << 32) * (int(instance, 16) >= 1 << 31)
-    async with ledger.another().session() as session:
+    async with session_of(ledger) as session:
         assert await session.lock(key)
         await session.ping()
         await claim(ledger, f"live.{instance}")
@@ -491,7 +502,7 @@ async def test_a_claim_of_no_session_outlives_everybody(ledger: Ledger) -> None:
 
 
 async def test_a_lock_is_held_by_one_session(ledger: Ledger) -> None:
-    async with ledger.another().session() as one, ledger.another().session() as other:
+    async with session_of(ledger) as one, session_of(ledger) as other:
         assert await one.lock(7)
         assert not await other.lock(7)
         assert await other.lock(-8)
@@ -499,16 +510,13 @@ async def test_a_lock_is_held_by_one_session(ledger: Ledger) -> None:
 
 
 async def test_silence_in_a_session_is_an_outage(ledger: Ledger) -> None:
-    another = ledger.another()
-
     async def be_silent() -> None:
-        async with another.session() as session:
+        async with session_of(ledger) as session:
             await session.ping()
             raise TimeoutError
 
     with pytest.raises(DatabaseUnavailable):
         await be_silent()
-    await another.close()
 
 
 async def test_two_events_of_one_stream_in_a_call_are_a_bug(ledger: Ledger) -> None:
