@@ -25,7 +25,7 @@ from leases.clock import SystemClock
 from leases.database import Database
 from leases.engine import LeaseEngine
 from leases.owner import OWNER_KEY
-from tests.fault.crashing import ORPHANED, POLICY, TTL_SECONDS, World, run
+from tests.fault.crashing import ORPHANED, POLICY, TTL_SECONDS, World, revoke_adopted, run
 from tests.fault.effects import Effect, Point, Side, read_report
 from tests.fault.scene import REPO, a_pushed_repo
 from tests.integration.gateways import settings_for
@@ -110,6 +110,7 @@ class CrashSite:
             )
             assert answer.mpack_url is not None
             await engine.reconciler.run_once()
+            await revoke_adopted(engine)
             await until(partial(_nothing_open, database), _RECOVERY_SECONDS_MAX)
             assert clock.monotonic() - began < _RECOVERY_SECONDS_MAX
             again = await engine.reconciler.run_once()

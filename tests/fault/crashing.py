@@ -46,7 +46,9 @@ POLICY = LeasePolicy(
     circuit_pause_seconds=0.05,
 )
 TTL_SECONDS = 0.3
-_OLD_ID_HOURS = 25
+_ADOPTED = """
+SELECT mpack_id FROM mpack_leases WHERE state <> 'reclaimed' AND repo_id = '' AND revoked_at IS NULL
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,19 +164,24 @@ async def _outage(doomed: Doomed) -> None:
 
 
 async def _reconcile(doomed: Doomed) -> None:
-    """The mark; a blob that came back, and one whose row was lost."""
+    """The mark; a blob that came back, and one whose row was lost, which nobody waits a day for."""
     engine = doomed.engine
     (ended,) = await granted_many(engine, 1)
     await _all_due(doomed, [ended])
     await engine.reaper.sweep(Trigger.COMMAND)
-    now = (await engine.log.head())["now"].timestamp()
-    old = f"{int((now - _OLD_ID_HOURS * 3600) * 1000):012x}" + new_mpack_id()[12:]
-    for key in (ended.storage_key, storage_key(engine.log_id, old)):
+    for key in (ended.storage_key, storage_key(engine.log_id, new_mpack_id())):
         await engine.store.put(key, BLOB)
     doomed.effects.armed = True
     await engine.owner.check()
     await engine.reconciler.run_once()
+    await revoke_adopted(engine)
     await engine.reaper.sweep(Trigger.COMMAND)
+
+
+async def revoke_adopted(engine: LeaseEngine) -> None:
+    """What an operator does who does not want to wait for the end of their longest life."""
+    for row in await engine.database.fetch(_ADOPTED):
+        await engine.lessor.revoke(row["mpack_id"], reason="adopted", caller=CALLER)
 
 
 async def _upload(doomed: Doomed) -> None:

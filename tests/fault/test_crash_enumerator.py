@@ -22,7 +22,9 @@ ORDER = {
     "reap": [CLAIM, "abort", "delete_many", APPEND],
     "fail": [CLAIM, "delete_many", APPEND, CLAIM],
     "outage": [CLAIM, "delete_many", "delete_many", CLAIM],
-    "reconcile": ["put", APPEND, "delete", APPEND, CLAIM, "abort", "delete_many", APPEND],
+    "reconcile": [
+        *("put", APPEND, "delete", APPEND, APPEND, CLAIM, "abort", "delete_many", APPEND)
+    ],
     "upload": [APPEND, "presign", "presign"],
 }
 
