@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from leases.archive_files import Begun, File, Part, read_back, write_file
 from leases.beginning import (
     ARCHIVE_STREAM,
     NEWEST_ARCHIVE,
@@ -34,7 +32,6 @@ from leases.beginning import (
     beginning,
     beginning_of,
 )
-from leases.chain import link_hash, microseconds
 from leases.codec import JSON, dump, instant
 from leases.database import Database, translate
 from leases.errors import LogCorrupt, Unavailable
@@ -44,7 +41,6 @@ from leases.steps import Step, Steps, no_steps
 
 _PAGE = 5000
 _DETACH_SECONDS_MAX = 3600.0
-_PARTIAL = ".part"
 
 _PARTS = """
 SELECT c.relname AS name, substr(c.relname, 9)::bigint * event_partition_size() AS first,
@@ -84,28 +80,6 @@ SELECT mpack_id FROM mpack_leases WHERE mpack_id IN (
 _MOVED = "The log has moved on since this part was looked at; run it again."
 
 Tell = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A partition: its positions, the hash in front of it and its last one, when it ended."""
-
-    name: str
-    first_position: int
-    last_position: int
-    previous_hash: str
-    hash: str
-    ended_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class File:
-    """A file of an archive, as it was read back."""
-
-    name: str
-    sha256: str
-    size_bytes: int
-    lines: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,10 +154,10 @@ class Archiver:
         span = f"{part.first_position:012}-{part.last_position:012}"
         head = await self._event_log.head()
         events, leases = folder / f"events-{span}.ndjson", folder / f"leases-{span}.ndjson"
-        begun = _Begun(part)
-        events_file = await _write(events, self._event_pages(part, tell), begun.proven)
+        begun = Begun(part)
+        events_file = await write_file(events, self._event_pages(part, tell), begun.proven)
         self._steps(Step.ARCHIVE_EVENTS_WRITTEN)
-        leases_file = await _write(leases, self._lease_pages(part), begun.complete)
+        leases_file = await write_file(leases, self._lease_pages(part), begun.complete)
         self._steps(Step.ARCHIVE_LEASES_WRITTEN)
         manifest = Manifest(
             log_id=str(head["log_id"]),
@@ -200,7 +174,7 @@ class Archiver:
         async def once() -> AsyncIterator[list[str]]:
             yield [told]
 
-        await _write(folder / f"manifest-{span}.json", once(), _read_back)
+        await write_file(folder / f"manifest-{span}.json", once(), read_back)
         self._steps(Step.ARCHIVE_MANIFEST_WRITTEN)
         return manifest
 
@@ -289,93 +263,3 @@ def _plain(row: asyncpg.Record) -> dict[str, Any]:
         name: instant(value) if isinstance(value, datetime) else value
         for name, value in row.items()
     }
-
-
-async def _write(
-    path: Path, pages: AsyncIterator[list[str]], prove: Callable[[Path], File]
-) -> File:
-    """A file that is whole and proven under its name, or as it was before."""
-    partial = path.with_name(path.name + _PARTIAL)
-    with partial.open("w", encoding="utf-8") as file:
-        async for lines in pages:
-            await asyncio.to_thread(file.writelines, lines)
-        # Else what the buffer holds still would not be on the disk.
-        await asyncio.to_thread(file.flush)
-        await asyncio.to_thread(_sync, file.fileno())
-    proven = await asyncio.to_thread(prove, partial)
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        await asyncio.to_thread(_sync, folder)
-    finally:
-        os.close(folder)
-    return proven
-
-
-def _sync(descriptor: int) -> None:
-    os.fsync(descriptor)
-
-
-def _read_back(path: Path, take: Callable[[str], None] = lambda _line: None) -> File:
-    digest, size, lines = sha256(), 0, 0
-    with path.open("rb") as file:
-        for raw in file:
-            digest.update(raw)
-            size, lines = size + len(raw), lines + 1
-            take(raw.decode())
-    name = path.name.removesuffix(_PARTIAL)
-    return File(name=name, sha256=digest.hexdigest(), size_bytes=size, lines=lines)
-
-
-class _Begun:
-    """Proves a part's events, and then that every lease which began in them is there, too."""
-
-    def __init__(self, part: Part) -> None:
-        self._part = part
-        self._leases = 0
-
-    def proven(self, path: Path) -> File:
-        """The events' file, if its own text gives every hash, from the first position to the last.
-
-        Errors: LogCorrupt.
-        """
-        part = self._part
-        previous, position = bytes.fromhex(part.previous_hash), part.first_position - 1
-
-        def take(line: str) -> None:
-            nonlocal previous, position
-            event = json.loads(line)
-            previous, position = link_hash(previous, _fields(event)), position + 1
-            if event["position"] != position or event["hash"] != previous.hex():
-                raise LogCorrupt("The archive does not prove itself.", position=event["position"])
-            self._leases += event["stream"].startswith("lease/") and event["version"] == 1
-
-        file = _read_back(path, take)
-        if (position, previous.hex()) != (part.last_position, part.hash):
-            raise LogCorrupt("The archive does not reach its end.", position=position)
-        return file
-
-    def complete(self, path: Path) -> File:
-        """The leases' file, a line for each. Errors: LogCorrupt."""
-        file = _read_back(path)
-        if file.lines != self._leases:
-            raise LogCorrupt(
-                "A lease has no row, so it cannot be archived: run audit rebuild.",
-                position=self._part.last_position,
-            )
-        return file
-
-
-def _fields(event: dict[str, Any]) -> tuple[bytes | str | int | None, ...]:
-    return (
-        event["position"],
-        UUID(event["event_id"]).bytes,
-        event["stream"],
-        event["version"],
-        event["type"],
-        event["schema_version"],
-        sha256(dump(event["data"]).encode()).digest(),
-        event["actor"],
-        event["request_id"],
-        microseconds(datetime.fromisoformat(event["recorded_at"])),
-    )

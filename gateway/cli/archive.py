@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from gateway.settings import Settings
+    from leases.archive_files import Part
 
 _COLUMNS = ("first_position", "last_position", "ended_at", "leases", "head")
 
@@ -71,6 +73,7 @@ async def _archive(
     from gateway.cli.opened import opened_service
     from gateway.service import steps_of
     from leases.archive import Archiver
+    from leases.archive_files import held
 
     gone: list[dict[str, Any]] = []
     with stoppable() as stop:
@@ -79,7 +82,8 @@ async def _archive(
             archiver = Archiver(service.database, service.engine.log, steps=steps)
             parts, why = await archiver.parts(before)
             exported, total = 0, sum(one.last_position - one.first_position + 1 for one in parts)
-            with progress("exported", total) as tell:
+            ours = held(folder) if parts and not dry_run else nullcontext()
+            with ours, progress("exported", total) as tell:
 
                 def count(events: int) -> None:
                     nonlocal exported
@@ -87,13 +91,7 @@ async def _archive(
                     tell(exported)
 
                 for part in parts:
-                    told = {
-                        "first_position": part.first_position,
-                        "last_position": part.last_position,
-                        "ended_at": part.ended_at,
-                        "leases": None,
-                        "head": f"{part.last_position}:{part.hash}",
-                    }
+                    told = _told(part)
                     if not dry_run:
                         manifest = await archiver.write(part, folder, tell=count)
                         told["leases"] = await archiver.detach(
@@ -105,3 +103,13 @@ async def _archive(
     if not gone:
         return gone, why, Exit.NOTHING_MATCHED
     return gone, why, Exit.PARTIAL if len(gone) < len(parts) else Exit.OK
+
+
+def _told(part: Part) -> dict[str, Any]:
+    return {
+        "first_position": part.first_position,
+        "last_position": part.last_position,
+        "ended_at": part.ended_at,
+        "leases": None,
+        "head": f"{part.last_position}:{part.hash}",
+    }

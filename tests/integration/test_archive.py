@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from leases.archive import Archiver, Manifest, Part
+from leases.archive import Archiver, Manifest
+from leases.archive_files import Part, held
 from leases.errors import Unavailable
 from leases.steps import Step
 from tests.databases import run_apart
@@ -360,6 +361,15 @@ def test_what_is_archived_is_on_the_disk_to_its_last_byte(
     for path in folder.iterdir():
         told = path.stat()
         assert synced[told.st_ino] == told.st_size > 0, path.name
+
+
+def test_two_runs_do_not_write_into_one_folder(old: Commands, tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    words = ["events", "archive", "--before", LATER, "--to", str(folder)]
+    with held(folder):
+        assert "another archive is written there" in old.run(*words, exits=1).stderr
+        assert (live(old), contents(folder)) == ((34, 9), {})
+    archive(old, folder)
 
 
 def test_a_lease_without_its_row_is_not_archived(old: Commands, tmp_path: Path) -> None:
