@@ -24,9 +24,13 @@ from leases.policy import LeasePolicy
 from leases.ports import Clock
 from leases.timer import SchedulerTimer, Timer
 
-# Fires keep this distance. A claim costs about the same for one lease as for ten, so at hundreds of
-# deadlines a second fewer, larger claims are what keeps the loop free (`make bench`, lateness).
-_REARM_SECONDS_MIN = 0.02
+# Fires keep a distance between these. A claim costs about the same for one lease as for ten, so at
+# hundreds of deadlines a second fewer, larger claims are what keeps a busy loop free; on a free one
+# they would only be late. How late the timer itself is says which it is (`make bench`, lateness).
+_REARM_SECONDS_MIN = 0.002
+_REARM_SECONDS_MAX = 0.02
+_DISTANCE_PER_LATENESS = 2.0
+_LATENESS_WEIGHT = 0.1  # Of the newest fire, against all before it.
 # Own deadlines kept in memory; beyond these a lease is found by the look-ahead like anybody's.
 _OWN_DEADLINES_MAX = 100_000
 
@@ -56,6 +60,8 @@ class Alarm:
         self._database_clock = database_clock
         self._timer = timer or SchedulerTimer()
         self._armed_at: float | None = None
+        self._fires_at = 0.0
+        self._lateness = 0.0
         self._own: list[float] = []
         self._look_soon = asyncio.Event()
 
@@ -76,8 +82,16 @@ class Alarm:
         if self._armed_at is not None and deadline >= self._armed_at - 0.001:
             return
         self._armed_at = deadline
-        delay = max(0.0, deadline - self._clock.monotonic())
-        self._timer.set(self._clock.now() + timedelta(seconds=delay), self._ring)
+        now = self._clock.monotonic()
+        self._fires_at = max(deadline, now)
+        delay = self._fires_at - now
+        self._timer.set(self._clock.now() + timedelta(seconds=delay), self._fired)
+
+    def _fired(self) -> None:
+        """The timer's end: note how late it was, and ring."""
+        late = max(0.0, self._clock.monotonic() - self._fires_at)
+        self._lateness += _LATENESS_WEIGHT * (late - self._lateness)
+        self._ring()
 
     def _ring(self) -> None:
         """Wake a worker, and arm for the next own deadline."""
@@ -87,7 +101,12 @@ class Alarm:
         while self._own and self._own[0] <= now:
             heapq.heappop(self._own)
         if self._own:
-            self._arm_at(max(self._own[0], now + _REARM_SECONDS_MIN))
+            self._arm_at(max(self._own[0], now + self._distance()))
+
+    def _distance(self) -> float:
+        """Seconds until the next fire, the longer the busier the loop is."""
+        wanted = _DISTANCE_PER_LATENESS * self._lateness
+        return min(max(_REARM_SECONDS_MIN, wanted), _REARM_SECONDS_MAX)
 
     async def run(self) -> None:
         """Look ahead, twice a second, for as long as the process lives."""
@@ -111,7 +130,7 @@ class Alarm:
             pause.cancel()
             soon.cancel()
         if self._look_soon.is_set():
-            await self._clock.sleep(_REARM_SECONDS_MIN)
+            await self._clock.sleep(_REARM_SECONDS_MAX)
             self._look_soon.clear()
 
     async def _look(self) -> None:
@@ -128,7 +147,7 @@ class Alarm:
         if look.live > 1 and not self._is_own(due_at):
             # Its own replica is there first; this one only catches what that one drops.
             due_at += self._policy.non_owner_delay_seconds * chance().uniform(1, 1.2)
-        missed = self._armed_at is not None and self._armed_at < asked_at - _REARM_SECONDS_MIN
+        missed = self._armed_at is not None and self._armed_at < asked_at - _REARM_SECONDS_MAX
         if due_at <= asked_at or missed:
             self._ring()
         else:
