@@ -41,6 +41,7 @@ from tests.invariants import check_invariants, durable_snapshot
 
 ANSWER_SECONDS_MAX = 60.0
 _FAILURES_KEPT = 20
+_STEP_BYTES = 32 << 20  # Who makes the process's peak grow by so much is told.
 _REPO, _KEPT = "o/fuzzed", "o/kept"
 _LARGE_EVERY = 5_000
 MEMORY_FACTOR_MAX = 4
@@ -111,6 +112,7 @@ class Found:
     slowest_ms: float = 0.0
     memory_grown_bytes: int = 0
     memory_bytes_max: int = 0
+    memory_steps: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
 
@@ -382,6 +384,7 @@ async def fuzz(
         durable = await durable_snapshot(service.store)
         kept = [tuple(row) for row in await service.database.fetch(_KEPT_ROWS)]
         memory_before, began = _peak_bytes(), time.monotonic()
+        peak = memory_before
         for number in range(count):
             chance = random.Random(f"{seed}/{number}")
             if number % large_every == large_every - 1:
@@ -396,6 +399,10 @@ async def fuzz(
                 status, problem = 599, f"{type(error).__name__}: {error}"
             found.slowest_ms = max(found.slowest_ms, (time.monotonic() - asked) * 1000)
             statuses[str(status)] += 1
+            if (grown := _peak_bytes() - peak) > _STEP_BYTES:
+                peak += grown
+                step = f"{seed}/{number}: +{grown >> 20} MiB: {_shown(request)}"
+                found.memory_steps = [*found.memory_steps, step][-_FAILURES_KEPT:]
             if problem and len(found.failures) < _FAILURES_KEPT:
                 found.failures.append(f"{seed}/{number}: {problem}: {_shown(request)}")
             if tell is not None and number % 1000 == 999:
