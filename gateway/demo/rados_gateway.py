@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,6 +38,7 @@ _STOP_SECONDS_MAX = 5.0
 _POLL_SECONDS = 0.02
 _ATTEMPTS = 3  # A port may be taken in the moment between being found free and being used.
 _COMMAND_TRIES = 5
+_STORE_TRIES = 3
 _STORE_BYTES = 4 << 30  # A limit, not an allocation.
 _BUCKETS_MAX = 1_000_000  # Ceph's own default, 1,000, is less than the tests have.
 
@@ -245,9 +247,16 @@ class RadosGateway:
         store_id = str(new_event_id())
         self._run(["ceph", *self._configured, "osd", "new", store_id])
         self._run(["ceph-osd", *self._configured, "-i", "0", "--mkfs", "--osd-uuid", store_id])
-        store = self._launch("ceph-osd", "-i", "0")
-        admin_socket = self.folder / "run" / f"osd.0.{store.pid}.asok"
-        self._wait_for(lambda: _status(admin_socket).get("state") == "active")
+        for tries_left in reversed(range(_STORE_TRIES)):
+            store = self._launch("ceph-osd", "-i", "0")
+            try:
+                self._wait_for(partial(_is_active, self.folder / "run" / f"osd.0.{store.pid}.asok"))
+            except Unavailable:
+                if store.poll() is None or not tries_left:
+                    raise  # What ended lost the race for the cluster's id, as clients do.
+                self._processes.remove(store)
+            else:
+                return
 
     def _launch(self, program: str, *words: str) -> subprocess.Popen[bytes]:
         """A server that stays in the foreground, so that it is ours to end."""
@@ -307,6 +316,10 @@ class RadosGateway:
             return True
         except (URLError, OSError):
             return False
+
+
+def _is_active(admin_socket: Path) -> bool:
+    return bool(_status(admin_socket).get("state") == "active")
 
 
 def _status(admin_socket: Path) -> dict[str, Any]:
