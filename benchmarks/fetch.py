@@ -95,7 +95,7 @@ async def prepare(place: Place) -> tuple[Home, dict[int, list[str]]]:
         for times in _TIMES_QUICK if place.quick else _TIMES:
             pushed[times] = await place.apart(push_line, home, _slug(times), times * commits)
 
-        await _settle(home)
+        await settle(home)
 
     home = await place.kept("fetch", push)
     if pushed:
@@ -103,7 +103,7 @@ async def prepare(place: Place) -> tuple[Home, dict[int, list[str]]]:
     return home, _IDS[place]
 
 
-async def _settle(home: Home) -> None:
+async def settle(home: Home) -> None:
     """What was just pushed goes to the disk, and the tables are looked over, before it is timed."""
     connection = await asyncpg.connect(home.driver_url)
     try:

@@ -12,17 +12,14 @@ The control is a plain row committed, in turns with them: what it says besides i
 
 from __future__ import annotations
 
-import asyncio
-import os
 import random
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from uuid import uuid4
 
-import asyncpg
-
 from benchmarks import many_objects, million
+from benchmarks.fetch import settle
 from benchmarks.figures import Benchmark, Figure, Run, percentile
 from benchmarks.place import CALLER, Home, Place, serving
 from benchmarks.plain_inserts import PlainInserts, plain_inserts
@@ -136,7 +133,7 @@ async def _measure(home: Home, commits: int, turns: int) -> Run:
     line = Line(_SLUG)
     async with serving(home, watch=False) as service, plain_inserts(home, callers=1) as plain:
         repo = await push_on(service, line, _SLUG, commits=commits)
-        await _settle(home)
+        await settle(home)
         work = _Work(service, repo, line, plain)
         taken: dict[str, list[float]] = {name: [] for name in WORK}
         for turn in range(turns + 1):
@@ -147,16 +144,6 @@ async def _measure(home: Home, commits: int, turns: int) -> Run:
                 if turn:  # Plans, code and caches are warm then.
                     found.append(1000 * (time.perf_counter() - began))
     return {name: percentile(found, 50) for name, found in taken.items()}
-
-
-async def _settle(home: Home) -> None:
-    connection = await asyncpg.connect(home.driver_url)
-    try:
-        await connection.execute("VACUUM ANALYZE")
-        await connection.execute("CHECKPOINT")
-    finally:
-        await connection.close()
-    await asyncio.to_thread(os.sync)
 
 
 async def _of_place(place: Place, dimension: str, times: int) -> Run:

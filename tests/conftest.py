@@ -107,7 +107,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _memory_folder() -> Path | None:
-    """Where files live in memory, if there is room: a database's clone costs a sixth there."""
+    """Where files live in memory, if there is room: a database's clone costs less there."""
     memory = Path("/dev/shm")  # Containers often have 64 MB of it.
     roomy = memory.is_dir() and shutil.disk_usage(memory).free >= _MEMORY_BYTES_MIN
     return memory if roomy and os.access(memory, os.W_OK) else None
