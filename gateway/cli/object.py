@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gateway.cli.exits import run
+from gateway.cli.exits import Exit, run
 from gateway.cli.options import (
     confirmed,
     database_url_option,
@@ -48,6 +48,8 @@ def purge(
 
     Segments that hold it are rewritten without it, and open leases of the repositories that hold
     it are revoked. Push the history without it first: a fetch that still needs it is refused.
+
+    Exit code 4: the store did not delete all of it; the same command again goes on from there.
     """
     settings = settings_of(database_url)
     quiet_logs(settings)
@@ -59,16 +61,20 @@ def purge(
         print_json(told)
     else:
         print_pairs(told | {"repos": " ".join(done.repos) or None})
+    if done.blobs_failed:
+        raise SystemExit(Exit.PARTIAL)
 
 
 async def _purge(settings: Settings, object_id: str, *, reason: str, dry_run: bool) -> Purged:
     from gateway.cli.caller import caller
     from gateway.cli.opened import opened_service
     from gateway.packs.purge import Purge
+    from leases.revocation import Revocation
 
     async with opened_service(settings) as service:
-        engine = service.engine
-        purging = Purge(service.database, engine.log, service.store, lessor=engine.lessor)
+        database, log = service.database, service.engine.log
+        revocation = Revocation(database, log, replica=service.engine.instance.instance_id)
+        purging = Purge(database, log, service.store, revocation=revocation)
         wanted = object_id.removeprefix("sha256:")
         if dry_run:
             return await purging.plan(wanted)

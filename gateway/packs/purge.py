@@ -21,20 +21,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.packs.garbage import Garbage
+from gateway.packs.garbage_rows import Kind
 from gateway.packs.segments import segment_key
 from gateway.packs.store_calls import store_call
 from gateway.packs.transaction import transaction
 from leases.database import Database
-from leases.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from leases.errors import InvalidRequest, NotFound, Unavailable
 from leases.ids import new_mpack_id
-from leases.lessor import Caller, Lessor
+from leases.lessor import Caller
 from leases.log import EventLog, NewEvent
 from leases.ports import BlobStore
+from leases.revocation import Chosen, Revocation
 
 _TRIES_MAX = 3
 _CANDIDATES_SHOWN = 5
@@ -54,12 +55,10 @@ SELECT r.repo_id, COALESCE(p.owner || '/' || p.slug, r.repo_id) AS name FROM (
      UNION
     SELECT c.repo_id FROM introductions AS i JOIN commit_refs AS c USING (commit_id)
      WHERE i.object_id = $1) AS r LEFT JOIN repos AS p USING (repo_id) ORDER BY 2"""
-_OPEN_LEASES = """
-SELECT mpack_id FROM mpack_leases
- WHERE repo_id = ANY($1::text[]) AND state <> 'reclaimed' ORDER BY mpack_id"""
 _PURGED = """
-SELECT data FROM events WHERE stream = $2 AND type = 'object.purged'
-   AND NOT EXISTS (SELECT FROM objects WHERE object_id = $1) ORDER BY version DESC LIMIT 1"""
+SELECT DISTINCT ON (stream) data FROM events
+ WHERE stream >= 'object/' || $1 AND stream < 'object/' || $1 || 'g' AND type = 'object.purged'
+ ORDER BY stream, version DESC LIMIT $2"""
 _PENDING = "INSERT INTO segments (mpack_id, storage_key, state) VALUES ($1, $2, 'pending')"
 
 _LOCK = text("""
@@ -98,8 +97,6 @@ _REMOVE = (
     text("DELETE FROM objects WHERE object_id = :object_id"),
 )
 
-_log = structlog.get_logger(__name__)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
@@ -120,12 +117,16 @@ class Holding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purged:
-    """What a purge did; with a dry run, what it would do."""
+    """What a purge did; with a dry run, what it would do.
+
+    `blobs_failed` counts the condemned segments that the store did not delete: purge once more.
+    """
 
     object_id: str
     repos: list[str]
     segments_rewritten: int
     segments_deleted: int
+    blobs_failed: int
     leases_revoked: int
 
 
@@ -160,12 +161,12 @@ class Purge:
     """Looks, and purges."""
 
     def __init__(
-        self, database: Database, log: EventLog, store: BlobStore, *, lessor: Lessor
+        self, database: Database, log: EventLog, store: BlobStore, *, revocation: Revocation
     ) -> None:
         self._database = database
         self._event_log = log
         self._store = store
-        self._lessor = lessor
+        self._revocation = revocation
         self._garbage = Garbage(database, log, store)
 
     async def look(self, prefix: str) -> Holding:
@@ -174,17 +175,11 @@ class Purge:
         Errors: NotFound; InvalidRequest for more than one.
         """
         found = await self._database.fetch(_STARTING_WITH, prefix, _CANDIDATES_SHOWN + 1)
-        if not prefix or not found:
-            raise NotFound("No such object.", object_id=prefix)
-        ids = [row["object_id"] for row in found]
-        if len(ids) > 1:
-            raise InvalidRequest(
-                f"{prefix} begins more than one id: {', '.join(ids[:_CANDIDATES_SHOWN])}, …"
-            )
-        holders = await self._database.fetch(_HOLDERS, ids[0])
-        places = await self._database.fetch(_PLACES, ids[0])
+        object_id = _only([row["object_id"] for row in found], prefix)
+        holders = await self._database.fetch(_HOLDERS, object_id)
+        places = await self._database.fetch(_PLACES, object_id)
         return Holding(
-            object_id=ids[0],
+            object_id=object_id,
             holders=[Holder(**dict(row)) for row in holders],
             places=[_Place(**dict(row)) for row in places],
         )
@@ -193,8 +188,8 @@ class Purge:
         """What `purge` would do. Errors: as its."""
         holding = await self.look(prefix)
         _check_rewritable(holding)
-        leases = await self._open_leases(holding)
-        return _purged(holding, leases=len(leases))
+        found = [await self._revocation.look(one) for one in _leases_of(holding)]
+        return _purged(holding, blobs_failed=0, leases=sum(one.leases for one in found))
 
     async def purge(self, prefix: str, *, reason: str, caller: Caller) -> Purged:
         """Do it.
@@ -204,7 +199,7 @@ class Purge:
                  Unavailable.
         """
         for _ in range(_TRIES_MAX):
-            holding = await self._purged_before(prefix) or await self.look(prefix)
+            holding = await self._found(prefix)
             _check_rewritable(holding)
             copies = [await self._rewrite(place) for place in holding.places if place.entries > 1]
             try:
@@ -215,18 +210,21 @@ class Purge:
                 continue  # The copies are pending segments, which `gc` removes in time.
         else:
             raise Unavailable("This object is being pushed again and again; try again shortly.")
-        async for _removed in self._garbage.delete_condemned():
-            pass
+        failed = 0
+        async for removed in self._garbage.delete_condemned():
+            failed += removed.count if removed.kind is Kind.FAILED else 0
         revoked = await self._revoke(holding, reason=reason, caller=caller)
-        return _purged(holding, leases=revoked)
+        return _purged(holding, blobs_failed=failed, leases=revoked)
 
-    async def _purged_before(self, object_id: str) -> Holding | None:
-        """What is left of a purge that was cut short behind its transaction."""
-        row = await self._database.fetchrow(_PURGED, object_id, f"object/{object_id}")
-        if row is None:
-            return None
-        repos = json.loads(row["data"])["repos"]
-        holders = [Holder(repo_id=repo_id, name=repo_id) for repo_id in repos]
+    async def _found(self, prefix: str) -> Holding:
+        """As `look`; an object that is gone already as its last purge found it."""
+        try:
+            return await self.look(prefix)
+        except NotFound:
+            rows = await self._database.fetch(_PURGED, prefix, _CANDIDATES_SHOWN + 1)
+            purged = [json.loads(row["data"]) for row in rows]
+            object_id = _only([told["object_id"] for told in purged], prefix)
+        holders = [Holder(repo_id=repo_id, name=repo_id) for repo_id in purged[0]["repos"]]
         return Holding(object_id=object_id, holders=holders, places=[])
 
     async def _rewrite(self, place: _Place) -> _Copy:
@@ -289,21 +287,32 @@ class Purge:
         if (await connection.execute(_LIVE, values)).one_or_none() is None:
             raise _Moved
 
-    async def _open_leases(self, holding: Holding) -> list[str]:
-        repos = [one.repo_id for one in holding.holders]
-        return [row["mpack_id"] for row in await self._database.fetch(_OPEN_LEASES, repos)]
-
     async def _revoke(self, holding: Holding, *, reason: str, caller: Caller) -> int:
         revoked = 0
-        for mpack_id in await self._open_leases(holding):
-            try:
-                await self._lessor.revoke(
-                    mpack_id, reason=f"object purged: {reason}", caller=caller
-                )
-                revoked += 1
-            except Conflict:
-                _log.debug("lease_goes_anyway", mpack_id=mpack_id)  # It is being deleted.
+        for chosen in _leases_of(holding):
+            work = self._revocation.batches(
+                chosen, reason=f"object purged: {reason}", caller=caller
+            )
+            revoked += sum([done.revoked async for done in work])
         return revoked
+
+
+def _only(ids: Sequence[str], prefix: str) -> str:
+    """The one of these ids; all begin with the prefix.
+
+    Errors: NotFound for none, and for no prefix; InvalidRequest for more than one.
+    """
+    if not prefix or not ids:
+        raise NotFound("No such object.", object_id=prefix)
+    if len(ids) > 1:
+        shown = ", ".join(ids[:_CANDIDATES_SHOWN])
+        raise InvalidRequest(f"{prefix} begins more than one id: {shown}, …")
+    return ids[0]
+
+
+def _leases_of(holding: Holding) -> list[Chosen]:
+    """Whichever packs may hold the object."""
+    return [Chosen(repo_id=one.repo_id) for one in holding.holders]
 
 
 def _check_rewritable(holding: Holding) -> None:
@@ -317,12 +326,13 @@ def _check_rewritable(holding: Holding) -> None:
             )
 
 
-def _purged(holding: Holding, *, leases: int) -> Purged:
+def _purged(holding: Holding, *, blobs_failed: int, leases: int) -> Purged:
     shared = sum(place.entries > 1 for place in holding.places)
     return Purged(
         object_id=holding.object_id,
         repos=[one.name for one in holding.holders],
         segments_rewritten=shared,
         segments_deleted=len(holding.places),
+        blobs_failed=blobs_failed,
         leases_revoked=leases,
     )

@@ -18,6 +18,7 @@ from gateway.packs.purge import Purge
 from gateway.wire.messages import PushObject
 from leases.audit import Auditor
 from leases.errors import StoreUnavailable
+from leases.revocation import Revocation
 from leases.steps import Step, Steps, no_steps
 from tests.factories import History, make_history
 from tests.fakes import MemoryStore
@@ -250,7 +251,8 @@ async def joined_while(bench: Bench, happens: Callable[[], Awaitable[object]]) -
 
 
 def purge(bench: Bench) -> Purge:
-    return Purge(bench.database, bench.gate.log, bench.store, lessor=bench.gateway.leases.lessor)
+    revocation = Revocation(bench.database, bench.gate.log, replica="test")
+    return Purge(bench.database, bench.gate.log, bench.store, revocation=revocation)
 
 
 async def with_secret(bench: Bench) -> str:

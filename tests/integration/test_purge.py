@@ -12,6 +12,7 @@ from gateway.packs.garbage import Garbage
 from gateway.packs.purge import Purge
 from leases.audit import Auditor
 from leases.errors import InvalidRequest, NotFound, StoreUnavailable
+from leases.revocation import Revocation
 from tests.factories import History, make_history
 from tests.integration.fetching import Bench, bench_on, unpacked
 from tests.integration.pushing import CALLER
@@ -24,8 +25,9 @@ async def bench(engine: AsyncEngine) -> AsyncIterator[Bench]:
 
 
 def purge_of(bench: Bench) -> Purge:
-    engine = bench.gateway.leases
-    return Purge(bench.database, engine.log, bench.store, lessor=engine.lessor)
+    log = bench.gateway.leases.log
+    revocation = Revocation(bench.database, log, replica="test")
+    return Purge(bench.database, log, bench.store, revocation=revocation)
 
 
 def two_commits() -> tuple[History, str]:
@@ -89,6 +91,16 @@ async def test_packs_that_hold_it_are_revoked(bench: Bench) -> None:
     assert row["revoked_at"] is not None
 
 
+async def test_leases_that_have_ended_are_not_counted(bench: Bench) -> None:
+    history, secret = two_commits()
+    repo_id = await bench.pushed(history)
+    answer = await bench.fetch(repo_id, [history.head.commit_id])
+    assert answer["mpack_id"] is not None
+    await bench.gateway.leases.lessor.revoke(answer["mpack_id"], reason="x", caller=CALLER)
+    assert (await purge_of(bench).plan(secret)).leases_revoked == 0
+    assert (await purge_of(bench).purge(secret, reason="x", caller=CALLER)).leases_revoked == 0
+
+
 async def test_a_plan_changes_nothing(bench: Bench) -> None:
     history, secret = two_commits()
     await bench.pushed(history)
@@ -124,10 +136,11 @@ async def test_what_was_cut_short_is_finished(bench: Bench) -> None:
     repo_id = await bench.pushed(history)
     await bench.fetch(repo_id, [history.head.commit_id])
     bench.store.fail_next_deletes(1, StoreUnavailable())
-    await purge_of(bench).purge(secret, reason="x", caller=CALLER)
+    done = await purge_of(bench).purge(secret[:12], reason="x", caller=CALLER)
+    assert done.blobs_failed == 1
     assert any(b"the secret" in blob for blob in bench.store.blobs.values())
-    done = await purge_of(bench).purge(secret, reason="x", caller=CALLER)
-    assert done.repos == [repo_id]
+    done = await purge_of(bench).purge(secret[:12], reason="x", caller=CALLER)
+    assert (done.repos, done.blobs_failed) == ([repo_id], 0)
     assert not any(
         b"the secret" in blob for key, blob in bench.store.blobs.items() if "segments/" in key
     )
