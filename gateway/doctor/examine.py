@@ -22,8 +22,8 @@ from leases.owner import Ownership
 from leases.stats import read_stats
 from leases.usage import read_usage
 
-# Above this, the whole log takes longer than somebody with a problem wants to wait.
 _QUOTA_USED_RATIO = 0.9  # Somebody should look before callers are refused.
+# Above this, the whole log takes longer than somebody with a problem wants to wait.
 _VERIFIED_WHOLE_MAX = 200_000
 
 
