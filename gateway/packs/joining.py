@@ -28,7 +28,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -92,13 +92,6 @@ class _Copy:
     sha256: str
 
 
-@dataclass(slots=True)
-class _Bad:
-    """Segments that could not be read, by id: they stay as they are."""
-
-    segments: set[str] = field(default_factory=set)
-
-
 class _Moved(Exception):
     """Something has changed since it was copied."""
 
@@ -108,19 +101,22 @@ def batches(
 ) -> Iterator[list[SmallSegment]]:
     """Neighbours of one repo, as many as make one segment; what is too few is left for later."""
     batch: list[SmallSegment] = []
+    size_bytes = entries = 0
     for one in found:
         joins = (
             batch
             and one.repo_id == batch[0].repo_id
             and len(batch) < _SEGMENTS_MAX
-            and sum(other.size_bytes for other in batch) + one.size_bytes <= bytes_max
-            and sum(other.entries for other in batch) + one.entries <= _ENTRIES_MAX
+            and size_bytes + one.size_bytes <= bytes_max
+            and entries + one.entries <= _ENTRIES_MAX
         )
         if batch and not joins:
             if len(batch) >= segments_min:
                 yield batch
-            batch = []
+            batch, size_bytes, entries = [], 0, 0
         batch.append(one)
+        size_bytes += one.size_bytes
+        entries += one.entries
     if len(batch) >= segments_min:
         yield batch
 
@@ -157,17 +153,16 @@ class Joining:
         Errors:  DatabaseUnavailable, StoreUnavailable. A segment that is gone or corrupt is told
                  (`FAILED`) and stays as it is.
         """
-        bad = _Bad()
         for batch in await self._batches(rows.FIND, {}):
-            before = len(bad.segments)
+            bad: set[str] = set()
             if await self._join(batch, bad, caller):
                 yield Removed(
                     kind=Kind.JOINED,
-                    count=sum(one.mpack_id not in bad.segments for one in batch),
+                    count=sum(one.mpack_id not in bad for one in batch),
                     size_bytes=sum(one.size_bytes for one in batch),
                 )
-            if failed := len(bad.segments) - before:
-                yield Removed(kind=Kind.FAILED, count=failed)
+            if bad:
+                yield Removed(kind=Kind.FAILED, count=len(bad))
 
     async def _batches(
         self, statement: TextClause, more: dict[str, object]
@@ -180,8 +175,8 @@ class Joining:
         minimum = policy.join_segments_min
         return list(batches(found, bytes_max=policy.join_bytes, segments_min=minimum))
 
-    async def _join(self, batch: Sequence[SmallSegment], bad: _Bad, caller: Caller) -> bool:
-        """One batch; whether it moved."""
+    async def _join(self, batch: Sequence[SmallSegment], bad: set[str], caller: Caller) -> bool:
+        """One batch; whether it moved. What could not be read is `bad`, and stays as it is."""
         contents = await self._read(batch, bad)
         if len(contents) < 2:
             return False
@@ -199,7 +194,7 @@ class Joining:
     # Copy. ---------------------------------------------------------------------------------------
 
     async def _read(
-        self, batch: Sequence[SmallSegment], bad: _Bad
+        self, batch: Sequence[SmallSegment], bad: set[str]
     ) -> dict[str, list[tuple[Entry, bytes]]]:
         """The verified entries of each segment; one that is not what it should be is left out."""
         ids = [one.mpack_id for one in batch]
@@ -218,7 +213,7 @@ class Joining:
                         _verified, blob, entries[one.mpack_id]
                     )
                 except (Corrupt, NotFound) as failure:
-                    bad.segments.add(one.mpack_id)
+                    bad.add(one.mpack_id)
                     _log.error("segment_not_joined", segment_id=one.mpack_id, error=failure.code)
 
         try:
