@@ -20,10 +20,10 @@ from typing import Protocol, Self, TypedDict
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from gateway.packs.fetch import FetchAnswer, PackService
-from gateway.packs.manifest_rows import Reader
 from gateway.packs.policy import PackPolicy
 from gateway.packs.splice import Snapshots
 from gateway.packs.spool import Encoding
+from gateway.packs.transaction import Reader
 from gateway.wire.limits import WireLimits
 from gateway.wire.render import rfc3339
 from leases.database import Database, translate

@@ -189,9 +189,8 @@ _STATUS_BY_KIND: tuple[tuple[type[Failure], int], ...] = (
     (Corrupt, 500),
 )
 _RETRY_AFTER_SECONDS = 1  # Outages are mostly a restart or a failover; the client decides the rest.
-_MISSING_SHOWN_MAX = (
-    1000  # An answer stays readable; the caller learns the rest when it tries again.
-)
+# An answer stays readable, and an error small; the caller learns the rest when it tries again.
+MISSING_SHOWN_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +225,7 @@ def answer_for(error: BaseException, *, request_id: str) -> ErrorAnswer:
     answer = _shape(status, message, code, request_id)
     missing = error.fields.get("missing")
     if missing:
-        answer.body["missing"] = sorted(missing)[:_MISSING_SHOWN_MAX]
+        answer.body["missing"] = sorted(missing)[:MISSING_SHOWN_MAX]
     answer.headers.update(_headers(status, error))
     return answer
 

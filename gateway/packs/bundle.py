@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from gateway.errors import Incomplete
+from gateway.errors import MISSING_SHOWN_MAX, Incomplete
 from gateway.packs.commits import SentCommit, read_commit
 from gateway.packs.manifest import Manifest, PathCheck
 from gateway.wire.body import decode_manifest
@@ -20,8 +20,6 @@ from gateway.wire.ids import IdForm, bare, is_snapshot_id
 from gateway.wire.limits import WireLimits
 from gateway.wire.messages import Bundle, PushSnapshot
 from gateway.wire.times import instant_of
-
-MISSING_LISTED_MAX = 1000  # The answer stays readable; the rest is told at the next try.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,9 +171,8 @@ def _verified_snapshots(
     snapshots: Mapping[str, PushSnapshot], limits: WireLimits
 ) -> dict[str, NewSnapshot]:
     paths = PathCheck(path_bytes_max=limits.path_bytes_max)
-    bare_ids: dict[
-        str, str
-    ] = {}  # Manifests repeat each other: one text for each id, checked once.
+    # Manifests repeat each other: one text for each id, checked once.
+    bare_ids: dict[str, str] = {}
     verified: dict[str, NewSnapshot] = {}
     for snapshot_id, snapshot in snapshots.items():
         manifest = decode_manifest(snapshot.manifest, limits=limits)
@@ -213,5 +210,5 @@ def _incomplete(what: str, missing: Iterable[str], form: IdForm) -> Incomplete:
     ids = sorted(missing)
     return Incomplete(
         f"{what}: {len(ids)} missing, {form.write(ids[0])} among them.",
-        missing=[form.write(text) for text in ids[:MISSING_LISTED_MAX]],
+        missing=[form.write(text) for text in ids[:MISSING_SHOWN_MAX]],
     )

@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.elements import TextClause
 
 from gateway.packs.closure import Node
-from gateway.packs.manifest_rows import Reader
+from gateway.packs.transaction import Reader
 from gateway.wire.ids import PREFIX
-from leases.database import translate
 
 NO_GENERATION = 0  # Below every real one; foreign rows may count from 0, see `generations`.
 
@@ -52,13 +50,6 @@ _GRAPH = text(
     "WITH held AS (SELECT commit_id FROM commit_refs WHERE repo_id = :repo_id)"  # noqa: S608  constants
     + _NODE.format(source="held")
 )
-_HELD = text(
-    """
-SELECT wanted.commit_id FROM unnest(CAST(:ids AS text[])) AS wanted (commit_id)
- CROSS JOIN LATERAL (
-         SELECT FROM commit_refs
-          WHERE repo_id = :repo_id AND commit_id = wanted.commit_id LIMIT 1) r"""
-)
 # The graph first: of a client's many haves few lie above a generation, and only these are looked up
 # in the repo (20,000 haves: 50 ms; asking for the membership of each first, 170 ms).
 _GENERATIONS = text(
@@ -85,17 +76,8 @@ SELECT EXISTS (
 
 
 async def rows_of(reader: Reader, statement: TextClause, **values: Any) -> Sequence[Any]:
-    """All rows of one statement.
-
-    Errors: DatabaseUnavailable.
-    """
-    try:
-        return (await reader.execute(statement, values)).all()
-    except (DBAPIError, OSError, TimeoutError) as error:
-        failure = translate(error)
-        if failure is None:
-            raise
-        raise failure from error
+    """All rows of one statement."""
+    return (await reader.execute(statement, values)).all()
 
 
 async def ancestry(
@@ -104,11 +86,6 @@ async def ancestry(
     """These commits and their nearest ancestors, as far as the repo has them."""
     rows = await rows_of(reader, _ANCESTRY, repo_id=repo_id, ids=list(ids), count_max=count_max)
     return {row.commit_id: _node(row) for row in rows}
-
-
-async def held_commits(reader: Reader, repo_id: str, ids: Sequence[str]) -> set[str]:
-    """Those of these commits that the repo has."""
-    return {row.commit_id for row in await rows_of(reader, _HELD, repo_id=repo_id, ids=list(ids))}
 
 
 async def whole_graph(reader: Reader, repo_id: str) -> dict[str, Node]:

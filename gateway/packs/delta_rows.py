@@ -18,7 +18,8 @@ from sqlalchemy import text
 
 from gateway.packs.commit_rows import rows_of
 from gateway.packs.manifest import DELTA_SHARE_MAX, Delta, Manifest, decode_delta, delta_between
-from gateway.packs.manifest_rows import ENTRIES_PER_BATCH_MAX, Reader, resolve_manifests
+from gateway.packs.manifest_rows import ENTRIES_PER_BATCH_MAX, resolve_manifests
+from gateway.packs.transaction import Reader
 
 _SNAPSHOTS_PER_BATCH_MAX = 5000
 _DELTA_BYTES_PER_BATCH_MAX = 16 * 1024 * 1024

@@ -27,7 +27,6 @@ from gateway.wire.ids import PREFIX
 from leases.errors import Corrupt
 from leases.ports import BlobStore, HeadsBlobs
 
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _RANGES_PER_BATCH = 64
 _UNPACK_ERRORS = (
     ValueError,
@@ -167,10 +166,10 @@ def _entries(
 ) -> Iterator[tuple[str, bytes]]:
     """The wanted objects of a foreign pack, one in memory at a time."""
     blob.seek(0)
-    start = blob.read(len(_ZSTD_MAGIC))
+    start = blob.read(len(zstandard.FRAME_HEADER))
     blob.seek(0)
     stream: Any = blob
-    if start == _ZSTD_MAGIC:
+    if start == zstandard.FRAME_HEADER:
         stream = zstandard.ZstdDecompressor().stream_reader(
             blob, read_across_frames=True, closefd=False
         )

@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -185,7 +186,7 @@ class Garbage:
         async with reading(self._database) as reader:
             foreign = (await reader.execute(rows.FOREIGN_SNAPSHOTS)).scalars().all()
             async for _snapshot_id, manifest in iterate_manifests(reader, list(foreign)):
-                spared.update(one.removeprefix("sha256:") for one in manifest.values())
+                spared.update(manifest.values())
         return sorted(spared)
 
     async def _deleted_repos(self, caller: Caller) -> AsyncIterator[Removed]:
@@ -195,7 +196,7 @@ class Garbage:
             for statement in rows.MEMBERS_BATCH:
                 while await self._database.execute(statement, repo_id, _MEMBERS_PER_BATCH):
                     pass
-            await tried_again(lambda repo_id=repo_id: self._remove_repo(repo_id, caller))  # type: ignore[misc]  # bound now
+            await tried_again(partial(self._remove_repo, repo_id, caller))
             self._step(Step.CONTENT_REMOVED)
             yield Removed(kind=Kind.REPO, count=1)
 

@@ -13,7 +13,8 @@ from sqlalchemy import text
 from sqlalchemy.sql.elements import TextClause
 
 from gateway.packs.arrange import GraphRow
-from gateway.packs.manifest_rows import Reader
+from gateway.packs.transaction import Reader
+from gateway.wire.ids import PREFIX
 
 # So that a statement's arguments stay a few megabytes, however long the client's list is.
 _IDS_PER_STATEMENT = 20_000
@@ -117,7 +118,7 @@ async def graph_of(
     stored: dict[str, GraphRow] = {}
     waiting: dict[str, tuple[tuple[str, ...], str | None]] = {}
     for row in result:
-        parents = tuple(parent.removeprefix("sha256:") for parent in row.parent_ids)
+        parents = tuple(parent.removeprefix(PREFIX) for parent in row.parent_ids)
         if row.generation is None:
             waiting[row.commit_id] = (parents, row.snapshot_id)
         else:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import text
 
-from gateway.errors import IncompleteRepo, UnknownCommit
+from gateway.errors import MISSING_SHOWN_MAX, IncompleteRepo, UnknownCommit
 from gateway.packs.closure import (
     CyclicHistory,
     Difference,
@@ -32,13 +32,13 @@ from gateway.packs.commit_rows import (
     ancestry,
     has_foreign_commits,
     has_unplaced,
-    held_commits,
     known_generations,
     rows_of,
     whole_graph,
 )
-from gateway.packs.manifest_rows import Reader
+from gateway.packs.known import known_commits
 from gateway.packs.splice import Snapshots, cache_key
+from gateway.packs.transaction import Reader
 from gateway.wire.ids import PREFIX, IdForm
 from leases.errors import Corrupt
 
@@ -47,7 +47,6 @@ _PORTION_FIRST = 16
 _PORTION_FACTOR = 4
 _PORTION_MAX = 65_536
 _ASKED_MAX = 256
-_SHOWN_MAX = 1000
 
 # OFFSET 0 keeps each lookup on its index, as LIMIT does in commit_rows.py.
 _INTRODUCED_ELSEWHERE = text(
@@ -141,7 +140,7 @@ async def find_lacking(reader: Reader, question: Question) -> Lacking:
     found = await _walk(_Side(reader, repo_id, offered, foreign=foreign), want, near)
     lacking = Lacking(repo_id=repo_id, difference=found)
     if absent := lacking.difference.absent:
-        raise IncompleteRepo(repo_id=repo_id, missing=sorted(absent)[:_SHOWN_MAX])
+        raise IncompleteRepo(repo_id=repo_id, missing=sorted(absent)[:MISSING_SHOWN_MAX])
     if not offered or not lacking.commits:
         return lacking
     if foreign:
@@ -155,7 +154,7 @@ async def check_wanted(reader: Reader, question: Question) -> None:
     Errors: UnknownCommit (404) with those that it has not.
     """
     wanted, lookable = _wanted(question)
-    _refuse_unknown(wanted, await held_commits(reader, question.repo_id, lookable))
+    _refuse_unknown(wanted, await known_commits(reader, question.repo_id, lookable))
 
 
 async def _wanted_rows(
@@ -179,7 +178,7 @@ def _wanted(question: Question) -> tuple[list[str], list[str]]:
 
 def _refuse_unknown(wanted: Sequence[str], held: Collection[str]) -> None:
     if unknown := [commit_id for commit_id in wanted if commit_id not in held]:
-        raise UnknownCommit(missing=unknown[:_SHOWN_MAX])
+        raise UnknownCommit(missing=unknown[:MISSING_SHOWN_MAX])
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from gateway.packs.manifest import (
     Delta,
@@ -21,9 +20,8 @@ from gateway.packs.manifest import (
     decode_delta,
     decode_manifest,
 )
+from gateway.packs.transaction import Reader
 from leases.errors import Corrupt
-
-Reader = AsyncConnection | AsyncSession
 
 # Manifests of a batch are held together: at about 100 bytes an entry this is some 25 MB.
 ENTRIES_PER_BATCH_MAX = 250_000

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.errors import Incomplete, NoSuchName, TooLarge
+from gateway.errors import MISSING_SHOWN_MAX, Incomplete, NoSuchName, TooLarge
 from gateway.packs.known import known_commits
 from gateway.packs.repos import hold_repo, repo_stream
 from gateway.packs.transaction import reading, transaction, tried_again
@@ -27,7 +27,6 @@ from leases.ids import new_mpack_id
 from leases.lessor import Caller
 from leases.log import EventLog, NewEvent
 
-_SHOWN_MAX = 1000
 _TOLD_MAX = 100  # Tags named in one event; the count is told in any case.
 RELEASES_MAX = 10_000
 
@@ -208,7 +207,7 @@ class Names:
         if missing := sorted(set(commit_ids) - known):
             raise Incomplete(
                 f"{len(missing)} of the named commits are not in this repository; push them first.",
-                missing=missing[:_SHOWN_MAX],
+                missing=missing[:MISSING_SHOWN_MAX],
             )
 
 

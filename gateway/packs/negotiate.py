@@ -13,7 +13,7 @@ from gateway.packs.closure import Node
 from gateway.packs.commit_rows import ancestry
 from gateway.packs.known import known_commits
 from gateway.packs.lacking import Question, bare_ids, check_wanted, is_text
-from gateway.packs.manifest_rows import Reader
+from gateway.packs.transaction import Reader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

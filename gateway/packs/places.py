@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import text
 
-from gateway.errors import IncompleteRepo
+from gateway.errors import MISSING_SHOWN_MAX, IncompleteRepo
 from gateway.packs.commit_rows import rows_of
-from gateway.packs.manifest_rows import Reader
+from gateway.packs.transaction import Reader
 
 _OBJECTS_PER_BATCH = 10_000
-_SHOWN_MAX = 1000
 
 # An entry of a live segment first, then what other code wrote, where it says at which offset.
 _PLACES = text(
@@ -106,7 +105,8 @@ async def find_places(reader: Reader, repo_id: str, object_ids: Sequence[str]) -
     """
     places = Places()
     missing: list[str] = []
-    for batch in _batches(object_ids):
+    for start in range(0, len(object_ids), _OBJECTS_PER_BATCH):
+        batch = object_ids[start : start + _OBJECTS_PER_BATCH]
         rows = {row[0]: row for row in await rows_of(reader, _PLACES, ids=batch)}
         for object_id in batch:
             if object_id in rows:
@@ -114,7 +114,7 @@ async def find_places(reader: Reader, repo_id: str, object_ids: Sequence[str]) -
             else:
                 missing.append(object_id)
     if missing:
-        raise IncompleteRepo(repo_id=repo_id, missing=missing[:_SHOWN_MAX])
+        raise IncompleteRepo(repo_id=repo_id, missing=missing[:MISSING_SHOWN_MAX])
     return places
 
 
@@ -125,8 +125,3 @@ def _place(places: Places, object_id: str, row: Any) -> Place:
     if offset is None or length is None:
         return Place(object_id, source, WHOLE_BLOB, 0)
     return Place(object_id, source, offset, length)
-
-
-def _batches(object_ids: Sequence[str]) -> Iterator[list[str]]:
-    for start in range(0, len(object_ids), _OBJECTS_PER_BATCH):
-        yield list(object_ids[start : start + _OBJECTS_PER_BATCH])

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from gateway.errors import TooLarge
 from gateway.packs.delta_rows import iterate_changes
 from gateway.packs.lacking import Lacking
-from gateway.packs.manifest_rows import Reader, iterate_manifests
+from gateway.packs.manifest_rows import iterate_manifests
 from gateway.packs.order import ObjectOrder, commit_order, snapshot_bases, snapshot_order
 from gateway.packs.places import Places, find_places
 from gateway.packs.records import changes_in_order, commit_records, snapshots_in_order
 from gateway.packs.splice import Snapshots, pack_head, section
 from gateway.packs.spool import PackWriter
+from gateway.packs.transaction import Reader
 from gateway.wire.ids import PREFIX, IdForm
 
 _INLINE_ENTRIES = 10_000  # About 5 ms of work; larger manifests are looked through in a thread.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 
 from gateway.errors import NonFastForward, RepoMissing
 from gateway.packs.arrange import Arranged, GraphRow, Surroundings, arrange
@@ -36,7 +37,7 @@ from gateway.packs.known import (
     known_objects,
     known_snapshots,
 )
-from gateway.packs.manifest_rows import Reader, chain_depths, load_manifests
+from gateway.packs.manifest_rows import chain_depths, load_manifests
 from gateway.packs.push_rows import (
     PushRows,
     array_text,
@@ -48,7 +49,7 @@ from gateway.packs.push_rows import (
 )
 from gateway.packs.repos import Repo, branch_heads, repo_stream
 from gateway.packs.segments import Chunk, SegmentWriter, verify_objects
-from gateway.packs.transaction import reading, transaction, tried_again
+from gateway.packs.transaction import Reader, reading, transaction, tried_again
 from gateway.packs.uploads import Candidates, Upload, Uploads
 from gateway.wire.branches import check_branch
 from gateway.wire.ids import IdForm
@@ -131,16 +132,12 @@ class PushService:
                 await self._check_move(reader, prepared, head)
             return prepared
 
-        async def read_heads() -> dict[str, str]:
-            async with reading(self._database) as reader:
-                return await branch_heads(reader, repo.repo_id)
-
         prepared = await tried_again(prepare)
         uploads = await self._arrived(prepared)
         await self._segments.store_verified(repo.repo_id, chunk, caller)
         await self._segments.store_uploads(repo.repo_id, uploads, caller)
         moved = await self._move(repo, prepared, caller=caller)
-        heads = await tried_again(read_heads)
+        heads = await tried_again(partial(branch_heads, self._database, repo.repo_id))
         heads[request.branch] = prepared.tip
         count = prepared.rows.commit_count
         return PushResult(

@@ -17,9 +17,10 @@ from sqlalchemy import text
 from gateway.errors import IncompleteRepo
 from gateway.packs.commit_rows import rows_of
 from gateway.packs.delta_rows import SnapshotChange, iterate_changes
-from gateway.packs.manifest_rows import Reader, iterate_manifests
+from gateway.packs.manifest_rows import iterate_manifests
+from gateway.packs.transaction import Reader
 from gateway.wire.commit_record import unfilled_fields
-from gateway.wire.ids import IdForm, is_commit_id
+from gateway.wire.ids import PREFIX, IdForm, is_commit_id
 
 # A record is a few hundred bytes, so a batch is some hundred KiB.
 _COMMITS_PER_BATCH = 500
@@ -44,7 +45,8 @@ async def commit_records(
 
     Errors: IncompleteRepo when a commit's row is missing.
     """
-    for batch in _batches(ids, _COMMITS_PER_BATCH):
+    for start in range(0, len(ids), _COMMITS_PER_BATCH):
+        batch = ids[start : start + _COMMITS_PER_BATCH]
         rows = {row.commit_id: row for row in await rows_of(reader, _COMMITS, ids=batch)}
         _check_complete(repo_id, batch, rows)
         for commit_id in batch:
@@ -59,7 +61,8 @@ async def snapshots_in_order(
 
     Errors: IncompleteRepo when a snapshot is missing; Corrupt when its delta has no base.
     """
-    for batch in _batches(ids, _SNAPSHOTS_PER_BATCH):
+    for start in range(0, len(ids), _SNAPSHOTS_PER_BATCH):
+        batch = ids[start : start + _SNAPSHOTS_PER_BATCH]
         created = {
             row.snapshot_id: row.created_at for row in await rows_of(reader, _SNAPSHOTS, ids=batch)
         }
@@ -121,8 +124,8 @@ def _snapshot_entry(head: Mapping[str, str], manifest: Mapping[str, str], form: 
 
 def rebuilt_record(row: Any, repo_id: str, form: IdForm) -> dict[str, Any]:
     """A commit's record out of its columns, with every key that clients know."""
-    parent_ids = [parent.removeprefix("sha256:") for parent in row.parent_ids]
-    snapshot_id = (row.snapshot_id or "").removeprefix("sha256:")
+    parent_ids = [parent.removeprefix(PREFIX) for parent in row.parent_ids]
+    snapshot_id = (row.snapshot_id or "").removeprefix(PREFIX)
     written = [form.write(parent) for parent in parent_ids]
     return {
         "commit_id": form.write(row.commit_id),
@@ -161,11 +164,6 @@ def _time_forms(moment: datetime) -> Iterator[str]:
         for timespec in ("auto", "seconds", "milliseconds", "microseconds"):
             for offset in ("+00:00", "Z", ""):
                 yield moment.isoformat(separator, timespec) + offset
-
-
-def _batches(ids: Sequence[str], size: int) -> Iterator[list[str]]:
-    for start in range(0, len(ids), size):
-        yield list(ids[start : start + size])
 
 
 def _check_complete(repo_id: str, ids: Sequence[str], rows: Mapping[str, Any]) -> None:

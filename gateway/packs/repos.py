@@ -10,26 +10,22 @@ from itertools import count
 from typing import Any, Literal
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.errors import Incomplete, RepoMissing
 from gateway.packs.joined import Joined
-from gateway.packs.transaction import reading, transaction, tried_again
+from gateway.packs.transaction import transaction, tried_again
 from gateway.wire.body import check_text
 from leases.database import Database
 from leases.lessor import Caller
 from leases.log import EventLog, NewEvent
 
-Reader = AsyncConnection | AsyncSession
 Visibility = Literal["public", "private"]
 
 _COLUMNS = "repo_id, owner, slug, visibility, domain, default_branch, created_at, pushed_at"
 _BY_NAME = f"""
 SELECT {_COLUMNS} FROM repos WHERE owner = $1 AND slug = $2 AND deleted_at IS NULL"""  # noqa: S608  constants
-_BY_ID = text(
-    f"SELECT {_COLUMNS} FROM repos"  # noqa: S608  constants
-    " WHERE repo_id = :repo_id AND deleted_at IS NULL"
-)
+_BY_ID = f"SELECT {_COLUMNS} FROM repos WHERE repo_id = $1 AND deleted_at IS NULL"  # noqa: S608  constants
 _INSERT = text("""
 INSERT INTO repos (repo_id, owner, slug, visibility) VALUES (:repo_id, :owner, :slug, :visibility)
 ON CONFLICT DO NOTHING RETURNING repo_id""")
@@ -44,8 +40,7 @@ _HOLD = text("""
 SELECT repo_id FROM repos WHERE repo_id = :repo_id AND deleted_at IS NULL FOR KEY SHARE""")
 _HEADS = """
 SELECT name, head_commit_id FROM branches
- WHERE repo_id = {repo_id} AND head_commit_id <> '' ORDER BY name"""
-_HEADS_READ, _HEADS_IN = _HEADS.format(repo_id="$1"), text(_HEADS.format(repo_id=":repo_id"))
+ WHERE repo_id = $1 AND head_commit_id <> '' ORDER BY name"""
 
 _USED = "SELECT stream FROM event_streams WHERE stream = ANY ($1::text[])"
 _IDS_AT_ONCE = 16
@@ -98,17 +93,6 @@ async def find_repo(database: Database, *, owner: str, slug: str) -> Repo | None
     return None if row is None else Repo(**row)
 
 
-async def repo_of(reader: Reader, repo_id: str) -> Repo:
-    """The repo with that id.
-
-    Errors: RepoMissing.
-    """
-    row = (await reader.execute(_BY_ID, {"repo_id": repo_id})).mappings().one_or_none()
-    if row is None:
-        raise RepoMissing(repo_id=repo_id)
-    return Repo(**row)
-
-
 async def hold_repo(connection: AsyncConnection, repo_id: str) -> None:
     """Keep the repo's row until the transaction ends: `gc` takes a deleted one away only behind it.
 
@@ -118,15 +102,9 @@ async def hold_repo(connection: AsyncConnection, repo_id: str) -> None:
         raise RepoMissing(repo_id=repo_id)
 
 
-async def branch_heads(reader: Reader, repo_id: str) -> dict[str, str]:
+async def branch_heads(database: Database, repo_id: str) -> dict[str, str]:
     """Where every branch stands (bare ids), by name; no branch without a head."""
-    result = await reader.execute(_HEADS_IN, {"repo_id": repo_id})
-    return {row.name: row.head_commit_id for row in result}
-
-
-async def current_heads(database: Database, repo_id: str) -> dict[str, str]:
-    """As `branch_heads`, on a connection of its own: every clone asks for them, twice."""
-    rows = await database.fetch(_HEADS_READ, repo_id)
+    rows = await database.fetch(_HEADS, repo_id)
     return {row["name"]: row["head_commit_id"] for row in rows}
 
 
@@ -164,18 +142,17 @@ class Repos:
         return await self._found.ask((owner, slug), find)
 
     async def heads(self, repo_id: str) -> dict[str, str]:
-        """As `current_heads`; the map is others' as well."""
+        """As `branch_heads`; the map is others' as well."""
 
         async def read() -> dict[str, str]:
-            return await current_heads(self._database, repo_id)
+            return await branch_heads(self._database, repo_id)
 
         return await self._heads.ask(repo_id, read)
 
     async def find_by_id(self, repo_id: str) -> Repo | None:
         """The repo with that id; None for unknown and for deleted ones."""
         check_text(repo_id, what="The repo_id")
-        async with reading(self._database) as connection:
-            row = (await connection.execute(_BY_ID, {"repo_id": repo_id})).mappings().one_or_none()
+        row = await self._database.fetchrow(_BY_ID, repo_id)
         return None if row is None else Repo(**row)
 
     async def next_id(self, *, owner: str, slug: str) -> str:

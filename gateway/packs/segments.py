@@ -27,13 +27,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.errors import Incomplete
 from gateway.packs.repos import hold_repo
 from gateway.packs.splice import entry_head
+from gateway.packs.store_calls import store_call
 from gateway.packs.transaction import transaction, tried_again
 from gateway.packs.uploads import Upload, verified_content
 from gateway.storage.availability import ALWAYS_THERE, Admission, Need
 from gateway.wire.ids import bare, object_id_of
 from gateway.wire.messages import PushObject
 from leases.database import Database
-from leases.errors import Failure, StoreUnavailable, Unavailable
+from leases.errors import Unavailable
 from leases.ids import new_mpack_id
 from leases.lessor import Caller
 from leases.ports import BlobStore
@@ -250,7 +251,8 @@ class SegmentWriter:
         key = segment_key(segment_id)
         await self._database.execute(_PENDING, segment_id, key)
         self._step(Step.SEGMENT_PENDING)
-        await self._put(key, segment.data)
+        with store_call("put"):
+            await self._store.put(key, segment.data)
         self._step(Step.SEGMENT_PUT)
         live = {
             "segment": segment_id,
@@ -275,14 +277,6 @@ class SegmentWriter:
             actor=caller.actor,
             request_id=caller.request_id,
         )
-
-    async def _put(self, key: str, data: bytes | AsyncIterator[bytes]) -> None:
-        try:
-            await self._store.put(key, data)
-        except Failure:
-            raise
-        except Exception as error:  # Whatever a host's backend raises is its failure (ports.py).
-            raise StoreUnavailable(cause=type(error).__name__) from error
 
 
 async def _written_anew(store: Callable[[], Awaitable[StoreResult]]) -> StoreResult:

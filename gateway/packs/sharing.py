@@ -22,7 +22,6 @@ from gateway.packs.flight import CallersGone, Deposited, Flight
 from gateway.packs.joined import Joined
 from gateway.packs.kept_bytes import KeptBytes
 from gateway.packs.lacking import Lacking, Question, find_lacking
-from gateway.packs.manifest_rows import Reader
 from gateway.packs.observe import NOBODY, PackObserver, SlotAnswer
 from gateway.packs.plan import Counts, Plan, make_plan
 from gateway.packs.policy import PackPolicy
@@ -30,6 +29,7 @@ from gateway.packs.slot_keeper import SlotKeeper
 from gateway.packs.slots import Slot, Slots
 from gateway.packs.splice import Snapshots
 from gateway.packs.spool import Encoding, PackWriter, Spool, SpoolBudget
+from gateway.packs.transaction import Reader
 from gateway.packs.turns import BuildTurns
 from gateway.storage.availability import Admission, Need
 from gateway.wire.ids import IdForm

@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from leases.database import Database, translate
 from leases.errors import DatabaseUnavailable
 
 T = TypeVar("T")
+# What is read with: a connection of `reading`, or the session of a host.
+Reader = AsyncConnection | AsyncSession
 
 # Deadlocks and lock timeouts pass at the second try. No pause: the losing side has waited already.
 TRIES_MAX = 3

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from sqlalchemy import text
 
 from gateway.errors import Incomplete, TooLarge
-from gateway.packs.manifest_rows import Reader
 from gateway.packs.store_calls import first_failure, store_call
+from gateway.packs.transaction import Reader
 from gateway.storage.availability import ALWAYS_THERE, Admission, Need
 from leases.engine import LeaseEngine
 from leases.errors import BlobMissing

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.errors import UnknownObject
+from gateway.errors import MISSING_SHOWN_MAX, UnknownObject
 from gateway.packs.known import known_objects
 from gateway.packs.transaction import reading
 from gateway.packs.uploads import Presigned
@@ -17,8 +17,6 @@ from gateway.service import Service
 from gateway.wire.ids import bare_all
 from gateway.wire.messages import PresignRequest
 from gateway.wire.render import render
-
-_SHOWN_MAX = 1000
 
 
 def presign_routes(access: Access, service: Service) -> list[Route]:
@@ -50,7 +48,7 @@ def presign_routes(access: Access, service: Service) -> list[Route]:
         async with open_reader() as reader:
             held = await known_objects(reader, repo.repo_id, ids)
         if unknown := [one for one in ids if one not in held]:
-            raise UnknownObject(missing=unknown[:_SHOWN_MAX])
+            raise UnknownObject(missing=unknown[:MISSING_SHOWN_MAX])
         return await service.packs.object_urls.presign(
             open_reader,
             repo.repo_id,

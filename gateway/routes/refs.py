@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.packs.known import known_objects
-from gateway.packs.repos import DEFAULT_BRANCH, DOMAIN, current_heads, default_branch
+from gateway.packs.repos import DEFAULT_BRANCH, DOMAIN, branch_heads, default_branch
 from gateway.packs.transaction import reading
 from gateway.routes.access import Access, body_of
 from gateway.wire.ids import bare_all
@@ -26,7 +26,7 @@ def refs_routes(access: Access, database: Database, limits: WireLimits) -> list[
             repo_id = await access.new_id(request)
             nothing = {"domain": DOMAIN, "default_branch": DEFAULT_BRANCH, "branch_heads": {}}
             return render(request, {"repo_id": repo_id, **nothing})
-        heads = await current_heads(database, repo.repo_id)
+        heads = await branch_heads(database, repo.repo_id)
         answer = {
             "repo_id": repo.repo_id,
             "domain": repo.domain,

@@ -13,8 +13,8 @@ from leases.errors import InvalidRequest
 
 OWNER_KEY = "transient/.owner"
 KEY_LENGTH_MAX = 512  # Chosen by us: half of S3's 1,024 bytes, our longest key has about 80.
-SEGMENT_LENGTH_MAX = 255  # NAME_MAX of the file systems in use.
 
+# A segment has 255 characters at most: NAME_MAX of the file systems in use.
 _SEGMENT = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}"
 _KEY = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")
 _PREFIX = re.compile(rf"(?:{_SEGMENT}/)*[A-Za-z0-9._-]{{0,255}}")

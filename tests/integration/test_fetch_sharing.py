@@ -12,8 +12,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import BuildFailed, BuildsBusy, IncompleteRepo, SpoolFull
-from gateway.packs.manifest_rows import Reader
-from gateway.packs.transaction import reading
+from gateway.packs.transaction import Reader, reading
 from leases.errors import StoreUnavailable
 from leases.lessor import Caller
 from leases.policy import LeasePolicy

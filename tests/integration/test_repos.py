@@ -3,8 +3,7 @@ import asyncio
 import pytest
 
 from gateway.errors import Incomplete, RepoMissing
-from gateway.packs.repos import branch_heads, default_branch, repo_of
-from gateway.packs.transaction import reading
+from gateway.packs.repos import branch_heads, default_branch
 from leases.database import Database
 from tests.integration.pushing import CALLER, gate_on
 
@@ -45,9 +44,7 @@ async def test_a_deleted_repo_is_nowhere(database: Database) -> None:
     assert await gate.repos.find(owner="ada", slug="demo") is None
     with pytest.raises(RepoMissing):
         await gate.repo()
-    async with reading(database) as reader:
-        with pytest.raises(RepoMissing):
-            await repo_of(reader, repo.repo_id)
+    assert await gate.repos.find_by_id(repo.repo_id) is None
 
 
 async def test_refs_show_no_branch_without_a_head(database: Database) -> None:
@@ -58,9 +55,8 @@ async def test_refs_show_no_branch_without_a_head(database: Database) -> None:
         repo.repo_id,
         "1" * 64,
     )
-    async with reading(database) as reader:
-        heads = await branch_heads(reader, repo.repo_id)
-        assert await repo_of(reader, repo.repo_id) == repo
+    heads = await branch_heads(database, repo.repo_id)
+    assert await gate.repos.find_by_id(repo.repo_id) == repo
     assert heads == {"c": "1" * 64, "d": "1" * 64}
     assert default_branch(repo, heads) == "c", "main has no head here"
     assert default_branch(repo, {**heads, "main": "2" * 64}) == "main"
