@@ -116,17 +116,17 @@ class Spool:
             yield await self.read(start, min(start + chunk_bytes, self.size_bytes))
 
     async def close(self) -> None:
-        """Free everything, after whatever threads still do with the file."""
+        """Free everything, after whatever threads still do with the file.
+
+        It is freed then also when this is cancelled while it waits for them.
+        """
         if self.closed:
             return
         self.closed = True
         if self._working:
             await asyncio.wait(self._working)
-        if self._file is not None:
-            self._file.close()
-        self._memory = bytearray()
-        self._budget.give_back(self.size_bytes)
-        self.size_bytes = 0
+        else:
+            self._free()
 
     def file(self) -> IO[bytes]:
         """The bytes as a file of its own, at its beginning, for a reader in a thread."""
@@ -144,8 +144,20 @@ class Spool:
         future = asyncio.get_running_loop().run_in_executor(None, work)
         told = cast("asyncio.Future[object]", future)
         self._working.add(told)
-        told.add_done_callback(self._working.discard)
+        told.add_done_callback(self._ended)
         return future
+
+    def _ended(self, work: asyncio.Future[object]) -> None:
+        self._working.discard(work)
+        if self.closed and not self._working:
+            self._free()
+
+    def _free(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._memory = bytearray()
+        self._budget.give_back(self.size_bytes)
+        self.size_bytes = 0
 
     def _append(self, data: bytes) -> None:
         start = self.size_bytes

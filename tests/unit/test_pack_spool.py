@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,25 @@ async def test_closing_waits_for_the_thread() -> None:
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
     await spool.close()
+
+
+async def test_what_is_closed_is_freed_though_nobody_waits_for_it() -> None:
+    """Else each such end of a request would take its bytes out of the budget for good."""
+    budget = SpoolBudget(1_000_000)
+    spool = spool_of(budget)
+    await append(spool, DATA)
+    goes_on = threading.Event()
+    work = spool.begun(goes_on.wait)
+    closing = asyncio.ensure_future(spool.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert budget.bytes_held == len(DATA)
+    goes_on.set()
+    await work
+    await asyncio.sleep(0)
+    assert budget.bytes_held == 0
 
 
 async def test_only_so_many_build_at_once_and_the_queue_is_short() -> None:
