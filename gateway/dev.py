@@ -26,7 +26,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING
 
 from gateway.embedded_postgres import EmbeddedPostgres
-from gateway.settings import Settings
+from gateway.settings import Settings, address
 from leases.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -128,13 +128,6 @@ class DevFolder:
         }
 
 
-def address(host: str, port: int) -> str:
-    """The URL for people on this machine."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  compared only
-    shown = f"[{reachable}]" if ":" in reachable else reachable
-    return f"http://{shown}:{port}"
-
-
 def serve(path: Path, *, host: str, port: int, announce: Callable[[Running], None]) -> None:
     """Serve until SIGINT or SIGTERM; afterwards nothing of it runs.
 
@@ -210,7 +203,6 @@ async def _prepare(folder: DevFolder, settings: Settings) -> str:
         return issued.secret
     finally:
         await database.close()
-        await database.engine.dispose()
 
 
 async def _announce(

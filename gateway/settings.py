@@ -81,7 +81,7 @@ class Settings:
     @property
     def base_url(self) -> str:
         """What URLs that we hand out begin with, without a slash at the end."""
-        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+        return (self.public_url or address(self.host, self.port)).rstrip("/")
 
     def problems(self) -> list[str]:
         """One sentence for each value, or pair of values, that cannot work."""
@@ -156,6 +156,13 @@ def hide_password(url: str) -> str:
     # urlunsplit would drop the slashes before an empty host, and sockets have none.
     address = f"{parts.scheme}://{user}{at}{host}{parts.path}"
     return f"{address}?{query}" if query else address
+
+
+def address(host: str, port: int) -> str:
+    """The URL by which this machine reaches who listens there."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  compared only
+    shown = f"[{reachable}]" if ":" in reachable else reachable
+    return f"http://{shown}:{port}"
 
 
 def database_dsn(url: Secret) -> str:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from gateway.cli.exits import Exit
-from gateway.cli.options import json_option
+from gateway.cli.options import json_option, settings_of
 from gateway.cli.output import print_json, print_pairs
 
-if TYPE_CHECKING:
-    from gateway.settings import Settings
-
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  as they are set
 _ANSWER_BYTES_MAX = 65_536
 
 
@@ -27,9 +23,7 @@ _ANSWER_BYTES_MAX = 65_536
 @json_option
 def healthcheck(*, url: str | None, live: bool, timeout: float, as_json: bool) -> None:
     """Ask /readyz; exit code 75 when it does not answer, or says that it cannot serve."""
-    from gateway.cli.options import settings_of
-
-    base = url.rstrip("/") if url else _own_address(settings_of())
+    base = url.rstrip("/") if url else _own_address()
     status, answer = _ask(base + ("/livez" if live else "/readyz"), timeout)
     if as_json:
         print_json(answer)
@@ -42,9 +36,11 @@ def healthcheck(*, url: str | None, live: bool, timeout: float, as_json: bool) -
         raise SystemExit(Exit.TRY_LATER)
 
 
-def _own_address(settings: Settings) -> str:
-    host = _EVERYWHERE.get(settings.host, settings.host)
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+def _own_address() -> str:
+    from gateway.settings import address
+
+    settings = settings_of()
+    return address(settings.host, settings.port)
 
 
 def _ask(url: str, timeout: float) -> tuple[int, dict[str, Any]]:

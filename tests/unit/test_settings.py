@@ -38,6 +38,20 @@ def test_the_defaults_pass() -> None:
     assert settings.base_url == "http://127.0.0.1:8080"
 
 
+@pytest.mark.parametrize(
+    "host, url",
+    [
+        ("10.1.2.3", "http://10.1.2.3:8080"),
+        ("0.0.0.0", "http://127.0.0.1:8080"),
+        ("::", "http://[::1]:8080"),
+        ("fd00::7", "http://[fd00::7]:8080"),
+    ],
+)
+def test_signed_urls_begin_as_this_machine_reaches_the_host(host: str, url: str) -> None:
+    """Without a public URL; "http://:::8080" is none at all."""
+    assert Settings.from_environment(NEEDED | {"MPACK_HOST": host}).base_url == url
+
+
 def test_each_type_is_read() -> None:
     settings = Settings.from_environment(
         NEEDED
