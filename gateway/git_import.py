@@ -30,6 +30,7 @@ import hashlib
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -146,14 +147,17 @@ class GitHistory:
             repo = Repo.discover(str(path))
         except NotGitRepository as error:
             raise GitRepositoryMissing(path=str(path)) from error
-        try:
-            head = parse_commit(repo, revision).id
-        except (KeyError, ValueError) as error:
-            repo.close()
-            if revision == "HEAD":
-                raise GitHistoryEmpty(path=str(path)) from error
-            raise NotFound("Git knows no such revision.", revision=revision) from error
-        return cls(repo, head, branch=branch, commits_max=commits_max)
+        with ExitStack() as opening:
+            opening.callback(repo.close)
+            try:
+                head = parse_commit(repo, revision).id
+            except (KeyError, ValueError) as error:
+                if revision == "HEAD":
+                    raise GitHistoryEmpty(path=str(path)) from error
+                raise NotFound("Git knows no such revision.", revision=revision) from error
+            history = cls(repo, head, branch=branch, commits_max=commits_max)
+            opening.pop_all()
+        return history
 
     def __enter__(self) -> Self:
         return self
@@ -199,7 +203,7 @@ class GitHistory:
 
     def tree(self, git_tree_id: ObjectID) -> Tree:
         """A folder as Git has it."""
-        tree: Tree = self._get(git_tree_id)
+        tree: Tree = _object(self._repo, git_tree_id)
         return tree
 
     def _plan(self, git_id: ObjectID, git_parents: tuple[ObjectID, ...]) -> None:
@@ -223,18 +227,12 @@ class GitHistory:
         self._by_git_id[git_id] = first[0]
 
     def _commit(self, git_id: ObjectID) -> Commit:
-        commit: Commit = self._get(git_id)
+        commit: Commit = _object(self._repo, git_id)
         return commit
 
     def _blob(self, git_id: bytes) -> Blob:
-        blob: Blob = self._get(git_id)
+        blob: Blob = _object(self._repo, git_id)
         return blob
-
-    def _get(self, git_id: bytes) -> Any:
-        try:
-            return self._repo.object_store[git_id]  # type: ignore[index]  # ObjectID is bytes
-        except KeyError as error:
-            raise GitObjectMissing(git_id=git_id.decode()) from error
 
 
 class _FolderCache:
@@ -297,27 +295,23 @@ def _graph(
     seen = {head}
     while waiting and (commits_max is None or len(found) < commits_max):
         _age, git_id = heapq.heappop(waiting)
-        try:
-            commit: Any = repo.object_store[git_id]
-        except KeyError as error:
-            raise GitObjectMissing(git_id=git_id.decode()) from error
-        found[git_id] = () if git_id in shallow else tuple(commit.parents)
-        for parent in found[git_id]:
+        parents = () if git_id in shallow else tuple(_object(repo, git_id).parents)
+        found[git_id] = parents
+        for parent in parents:
             if parent not in seen:
                 seen.add(parent)
-                heapq.heappush(waiting, (-_commit_time(repo, parent), parent))
+                heapq.heappush(waiting, (-int(_object(repo, parent).commit_time), parent))
     return {
         git_id: tuple(parent for parent in parents if parent in found)
         for git_id, parents in found.items()
     }
 
 
-def _commit_time(repo: Repo, git_id: ObjectID) -> int:
+def _object(repo: Repo, git_id: bytes) -> Any:
     try:
-        commit: Any = repo.object_store[git_id]
+        return repo.object_store[git_id]  # type: ignore[index]  # ObjectID is bytes
     except KeyError as error:
         raise GitObjectMissing(git_id=git_id.decode()) from error
-    return int(commit.commit_time)
 
 
 def _parents_first(

@@ -167,6 +167,16 @@ def test_commits_max_keeps_the_newest_and_cuts_the_rest(folder: Path) -> None:
         assert [history.git_id(commit_id).encode() for commit_id in history.parents] == made[3:]
 
 
+def test_a_history_with_a_hole_lets_go_of_the_repository(folder: Path) -> None:
+    with GitRepository(folder) as git:
+        git.commit({b"a": b"x"}, parents=[ObjectID(b"2" * 40)])
+        git.repo.object_store.pack_loose_objects()
+    with pytest.raises(GitObjectMissing):
+        GitHistory.open(folder)
+    held = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert not [path for path in held if path.is_relative_to(folder)]
+
+
 def test_a_shallow_boundary_is_a_root(folder: Path) -> None:
     with GitRepository(folder) as git:
         boundary = git.commit({b"a": b"x"}, parents=[ObjectID(b"2" * 40)])
