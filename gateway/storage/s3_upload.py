@@ -152,13 +152,16 @@ async def _parts(data: bytes | AsyncIterator[bytes]) -> AsyncGenerator[bytes, No
         for start in range(PART_BYTES, len(data), PART_BYTES):
             yield data[start : start + PART_BYTES]
         return
-    waiting = bytearray()
-    empty = True
+    waiting: list[memoryview] = []
+    left, empty = PART_BYTES, True
     async for chunk in data:
-        waiting += chunk
-        while len(waiting) >= PART_BYTES:
-            empty = False
-            yield bytes(memoryview(waiting)[:PART_BYTES])
-            del waiting[:PART_BYTES]
-    if waiting or empty:
-        yield bytes(waiting)
+        rest = memoryview(chunk)
+        while len(rest) >= left:
+            waiting.append(rest[:left])
+            part, waiting, rest = b"".join(waiting), [], rest[left:]
+            left, empty = PART_BYTES, False
+            yield part
+        waiting.append(rest)
+        left -= len(rest)
+    if left < PART_BYTES or empty:
+        yield b"".join(waiting)
