@@ -16,16 +16,15 @@ import asyncio
 import fcntl
 import os
 import shlex
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO, TYPE_CHECKING
 
 from gateway.embedded_postgres import EmbeddedPostgres
+from gateway.endings import ended_by_signals, undisturbed
 from gateway.settings import Settings, address
 from leases.errors import Unavailable
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 _ROOT_FOLDER = Path("/var/lib/mpack-gateway")
 _USER_FOLDER = Path(".local/share/mpack-gateway")
 _LOCK_BYTES_MAX = 200
-_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TOKEN_NAME = "dev"  # noqa: S105  the token's name, not the token
 
 
@@ -135,7 +133,8 @@ def serve(path: Path, *, host: str, port: int, announce: Callable[[Running], Non
     Errors:  AlreadyServed, AddressTaken, Unavailable from PostgreSQL; SettingsInvalid.
     """
     folder = DevFolder(path)
-    with _ended_by_signals(), folder.locked() as lock, _listening(host, port) as listening:
+    # This is how one ends it; nothing has failed.
+    with ended_by_signals(code=0), folder.locked() as lock, _listening(host, port) as listening:
         port = listening.getsockname()[1]
         lock.write(f"process {os.getpid()} at {address(host, port)}".encode())
         lock.flush()
@@ -145,11 +144,9 @@ def serve(path: Path, *, host: str, port: int, announce: Callable[[Running], Non
             folder.write_env_file(settings)
             asyncio.run(_serve(folder, settings, listening, announce=announce))
         finally:
-            # A second Ctrl-C must not leave the database running.
-            for number in _ENDINGS:
-                signal.signal(number, signal.SIG_IGN)
-            folder.postgres.stop()
-            folder.env_file.unlink(missing_ok=True)
+            with undisturbed():
+                folder.postgres.stop()
+                folder.env_file.unlink(missing_ok=True)
 
 
 async def _serve(
@@ -227,21 +224,6 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         raise AddressTaken(f"{host}:{port} cannot be listened on: {reason}.") from error
     with listening:
         yield listening
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Signals end the process by way of its `finally` blocks, also before it serves."""
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(0)  # This is how one ends it; nothing has failed.
-
-    before = {number: signal.signal(number, end) for number in _ENDINGS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _take(lock: IO[bytes], folder: Path) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
 import click
 
 from gateway.cli.exits import Exit, told
+from gateway.endings import ended_by_signals, undisturbed
 
 if TYPE_CHECKING:
     from gateway.demo.process import GatewayProcess
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 # Sharing is for TTLs of half a minute and more; nobody wants to watch that long.
 _SETTINGS = {"MPACK_SHARE_TTL_MIN_SECONDS": "0.5", "MPACK_SHARE_GUARD_SECONDS": "0.2"}
-_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command()
@@ -51,7 +49,7 @@ def demo(*, repo: Path, ttl: float, store: Literal["local", "s3"], keep: bool) -
 
     report = Report()
     began = time.monotonic()
-    with told(), _ended_by_signals(), _scratch() as scratch, _opened(store, scratch) as blobs:
+    with told(), ended_by_signals(), _scratch() as scratch, _opened(store, scratch) as blobs:
         gateway = _gateway(scratch, blobs)
         try:
             _tell(report, gateway, blobs, scratch=scratch, repo=repo.absolute(), ttl=ttl)
@@ -59,7 +57,7 @@ def demo(*, repo: Path, ttl: float, store: Literal["local", "s3"], keep: bool) -
             if keep:
                 _stay(gateway)
         finally:
-            with _undisturbed():
+            with undisturbed():
                 _leave(report, gateway, blobs)
     click.echo()
     if report.failed:
@@ -76,7 +74,7 @@ def _opened(kind: Literal["local", "s3"], scratch: Path) -> Iterator[DemoStore]:
     try:
         yield store
     finally:
-        with _undisturbed():
+        with undisturbed():
             store.close()
 
 
@@ -159,31 +157,5 @@ def _scratch() -> Iterator[Path]:
         folder.chmod(0o711)  # Started by root, PostgreSQL's own account passes through it.
         yield folder
     finally:
-        with _undisturbed():
+        with undisturbed():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Ctrl-C and the others end it by way of its `finally` blocks."""
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in _ENDINGS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Cleaning up is not interrupted by a second Ctrl-C."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDINGS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
