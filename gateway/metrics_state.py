@@ -18,6 +18,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 import gateway
+from gateway.waiting import came
 from leases.circuit import Circuit
 from leases.database import Database
 from leases.engine import LeaseEngine
@@ -78,11 +79,8 @@ class StatsCache:
             return
         self._answered.clear()
         self._wanted.set()
-        try:
-            async with asyncio.timeout(_SCRAPE_WAIT_SECONDS):
-                await self._answered.wait()
-        except TimeoutError:
-            pass  # It goes on being asked; the next scrape has it.
+        # Else it goes on being asked; the next scrape has it.
+        await came(self._answered, seconds_max=_SCRAPE_WAIT_SECONDS)
 
     async def _ask_when_wanted(self) -> None:
         while True:

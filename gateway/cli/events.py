@@ -16,7 +16,6 @@ from gateway.cli.output import line_of, shown
 from gateway.cli.progress import progress
 
 if TYPE_CHECKING:
-    import asyncio
     from datetime import datetime
 
     from gateway.service import Service
@@ -73,6 +72,8 @@ async def _tail(settings: Settings, wanted: Mapping[str, Any], *, as_json: bool)
 async def _follow(service: Service, wanted: Mapping[str, Any], *, as_json: bool) -> None:
     import asyncio
 
+    from gateway.waiting import came
+
     more = asyncio.Event()
     await service.engine.instance.listen("mpack_events", lambda _payload: more.set())
     after = await _beginning(service, wanted)
@@ -85,17 +86,7 @@ async def _follow(service: Service, wanted: Mapping[str, Any], *, as_json: bool)
             click.echo(line_of(event) if as_json else _as_line(event))
             after = event["position"]
         if page.next is None:
-            await _woken(more)
-
-
-async def _woken(more: asyncio.Event) -> None:
-    import asyncio
-
-    try:
-        async with asyncio.timeout(_POLL_SECONDS):
-            await more.wait()
-    except TimeoutError:
-        return
+            await came(more, seconds_max=_POLL_SECONDS)
 
 
 _BEGINNING = """

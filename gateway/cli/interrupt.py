@@ -38,13 +38,3 @@ def stoppable(*, quietly: bool = False) -> Iterator[asyncio.Event]:
         yield stop
     finally:
         settle()
-
-
-async def slept(seconds: float, stop: asyncio.Event) -> bool:
-    """Wait so long, or until stopped; answers whether nobody stopped it."""
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        return True
-    return False

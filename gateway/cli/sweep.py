@@ -64,8 +64,9 @@ def sweep(database_url: str | None, *, as_json: bool, **asked: Any) -> None:
 
 
 async def _rounds(settings: Settings, asked: _Asked, *, as_json: bool) -> Exit:
-    from gateway.cli.interrupt import slept, stoppable
+    from gateway.cli.interrupt import stoppable
     from gateway.cli.opened import opened_service
+    from gateway.waiting import came
     from leases.errors import Unavailable
 
     with stoppable() as stop:
@@ -80,7 +81,7 @@ async def _rounds(settings: Settings, asked: _Asked, *, as_json: bool) -> Exit:
                     click.echo(str(failure), err=True)
                 if not asked.watch:
                     return code
-                if not await slept(settings.lease.sweep_interval_seconds, stop):
+                if await came(stop, seconds_max=settings.lease.sweep_interval_seconds):
                     return Exit.OK
 
 

@@ -6,14 +6,13 @@ build and never a pack.
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 
 from gateway.errors import BuildsBusy
 from gateway.packs.flight import Deposited
 from gateway.packs.policy import PackPolicy
 from gateway.packs.slots import Slot, Slots
+from gateway.waiting import came
 from leases.errors import Failure
 from leases.ids import new_mpack_id
 from leases.ports import Clock
@@ -58,7 +57,8 @@ class SlotKeeper:
                     continue
                 assert slot is not None
                 waited_for.add(slot.mpack_id)
-                await _woken(watch.changed, self._policy.slot_poll_seconds)
+                if await came(watch.changed, seconds_max=self._policy.slot_poll_seconds):
+                    watch.changed.clear()
         raise BuildsBusy
 
     async def _taken(self, cache_key: str, slot: Slot | None) -> str | None:
@@ -101,12 +101,3 @@ class SlotKeeper:
 
 def _is_free(slot: Slot | None) -> bool:
     return slot is None or slot.published or slot.dead
-
-
-async def _woken(event: asyncio.Event, seconds_max: float) -> None:
-    try:
-        async with asyncio.timeout(seconds_max):
-            await event.wait()
-    except TimeoutError:
-        return
-    event.clear()
