@@ -26,7 +26,7 @@ from gateway.packs.spool import Encoding
 from gateway.packs.transaction import Reader
 from gateway.wire.limits import WireLimits
 from gateway.wire.render import rfc3339
-from leases.database import Database, translate
+from leases.database import Database, translated
 from leases.engine import LeaseEngine
 from leases.lessor import Caller
 from leases.policy import LeasePolicy
@@ -143,12 +143,8 @@ class Gateway:
 
         @asynccontextmanager
         async def open_reader() -> AsyncIterator[Reader]:
-            try:
+            with translated():
                 yield session
-            except Exception as error:
-                if (failure := translate(error)) is not None:
-                    raise failure from error
-                raise
 
         answer = await self.packs.fetch_mpack(
             open_reader,

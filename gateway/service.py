@@ -34,7 +34,7 @@ from gateway.storage.local import LocalStore
 from gateway.storage.timed import TimedStore
 from gateway.storage.watched import watched
 from leases.clock import SystemClock
-from leases.database import Database, translate
+from leases.database import Database, translated
 from leases.engine import LeaseEngine
 from leases.errors import Unavailable
 from leases.steps import Step, Steps, no_steps
@@ -115,7 +115,7 @@ class Service:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as opening:
             opening.push_async_callback(self.database.close)
-            await self.check_migrated()
+            await check_migrated(self.database)
             await opening.enter_async_context(self.store)
             await opening.enter_async_context(self.engine)
             await opening.enter_async_context(self.packs)
@@ -137,16 +137,6 @@ class Service:
     ) -> None:
         await self._open.aclose()
 
-    async def revision(self) -> str | None:
-        """The schema's revision. Errors: DatabaseUnavailable."""
-        return await revision_of(self.database)
-
-    async def check_migrated(self) -> None:
-        """Refuse to work on a schema that this release does not know."""
-        found = await self.revision()
-        if found != migrate.head():
-            raise NotMigrated(found=found or "nothing", expected=migrate.head())
-
 
 def make_store(settings: Settings, *, clock: Callable[[], datetime]) -> LocalStore | S3Store:
     """The store that the settings name; it dates signed URLs by `clock`, the database's."""
@@ -158,13 +148,19 @@ def make_store(settings: Settings, *, clock: Callable[[], datetime]) -> LocalSto
 
 
 async def revision_of(database: Database) -> str | None:
-    """The schema's revision; None before the first migration."""
-    try:
+    """The schema's revision; None before the first migration. Errors: DatabaseUnavailable."""
+    with translated():
         return await migrate.current(database.engine)
-    except Exception as error:
-        if (failure := translate(error)) is not None:
-            raise failure from error
-        raise
+
+
+async def check_migrated(database: Database) -> None:
+    """Refuse to work on a schema that this release does not know.
+
+    Errors: NotMigrated, DatabaseUnavailable.
+    """
+    found, expected = await revision_of(database), migrate.head()
+    if found != expected:
+        raise NotMigrated(found=found or "nothing", expected=expected)
 
 
 def make_engine(url: Secret, settings: Settings) -> AsyncEngine:

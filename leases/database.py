@@ -60,6 +60,17 @@ def translate(error: BaseException) -> DatabaseUnavailable | None:
     return None
 
 
+@contextmanager
+def translated() -> Iterator[None]:
+    """Tell what a driver's error in the block means. Errors: DatabaseUnavailable."""
+    try:
+        yield
+    except Exception as error:
+        if (failure := translate(error)) is not None:
+            raise failure from error
+        raise
+
+
 def rows_touched(status: str) -> int:
     """How many rows a statement touched, from its command tag such as `UPDATE 3`."""
     count = status.rpartition(" ")[2]

@@ -117,15 +117,12 @@ async def _with_engine(settings: Settings, work: Callable[[AsyncEngine], Awaitab
     from sqlalchemy.ext.asyncio import create_async_engine
 
     from gateway.settings import database_dsn
-    from leases.database import translate
+    from leases.database import translated
 
     url = settings.database_direct_url or settings.database_url
     engine = create_async_engine(database_dsn(url))
     try:
-        return await work(engine)
-    except Exception as error:
-        if (failure := translate(error)) is not None:
-            raise failure from error
-        raise
+        with translated():
+            return await work(engine)
     finally:
         await engine.dispose()

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from gateway.service import NotMigrated, Service, make_engine, revision_of
+from gateway.service import Service, check_migrated, make_engine
 from gateway.settings import Settings
 from leases.database import Database
-from schema import migrate
 
 
 @asynccontextmanager
@@ -16,9 +15,7 @@ async def opened_database(settings: Settings) -> AsyncIterator[Database]:
     """The database, at the schema of this release. Errors: NotMigrated, DatabaseUnavailable."""
     database = Database(make_engine(settings.database_url, settings))
     try:
-        found = await revision_of(database)
-        if found != migrate.head():
-            raise NotMigrated(found=found or "nothing", expected=migrate.head())
+        await check_migrated(database)
         yield database
     finally:
         await database.close()

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from leases.database import Database, translate
+from leases.database import Database, translated
 from leases.errors import DatabaseUnavailable
 
 T = TypeVar("T")
@@ -43,22 +43,14 @@ async def transaction(database: Database) -> AsyncIterator[AsyncConnection]:
     Errors: DatabaseUnavailable for lost connections, deadlocks and lock timeouts. A COMMIT whose
             answer was lost raises it too: make what you do safe to do again by key.
     """
-    try:
+    with translated():
         async with database.engine.begin() as connection:
             yield connection
-    except Exception as error:
-        if (failure := translate(error)) is not None:
-            raise failure from error
-        raise
 
 
 @asynccontextmanager
 async def reading(database: Database) -> AsyncIterator[AsyncConnection]:
     """A connection to read with, in autocommit: it never idles in a transaction."""
-    try:
+    with translated():
         async with database.engine.connect() as connection:
             yield await connection.execution_options(isolation_level="AUTOCOMMIT")
-    except Exception as error:
-        if (failure := translate(error)) is not None:
-            raise failure from error
-        raise

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.service import Service
+from gateway.service import Service, revision_of
 from gateway.storage.availability import Need
 from gateway.wire.render import render
 from leases.circuit import CircuitState
@@ -58,7 +58,7 @@ def health_routes(service: Service) -> list[Route]:
 async def _database(service: Service) -> dict[str, Any]:
     try:
         async with asyncio.timeout(CHECK_SECONDS_MAX):
-            revision = await service.revision()
+            revision = await revision_of(service.database)
     except (Failure, TimeoutError):
         return {"status": "unavailable", "detail": "the database does not answer"}
     if revision != migrate.head():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.routes import health
 from gateway.service import NotMigrated, Service
 from leases.database import Database
 from leases.errors import DatabaseUnavailable, StoreUnavailable
@@ -77,10 +78,10 @@ async def test_a_database_that_is_not_migrated_is_503(live_gateway: LiveGateway)
 async def test_a_database_that_is_gone_is_503(
     live_gateway: LiveGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def gone() -> None:
+    async def gone(_database: Database) -> None:
         raise DatabaseUnavailable
 
-    monkeypatch.setattr(live_gateway.service, "revision", gone)
+    monkeypatch.setattr(health, "revision_of", gone)
     answer = await live_gateway.call("GET", "/readyz")
     assert answer.status == 503
     assert (await live_gateway.call("GET", "/livez")).status == 200
