@@ -16,7 +16,7 @@ from typing import Any, Literal, TextIO
 import structlog
 from starlette.datastructures import Secret
 
-HIDDEN = "**********"
+from gateway.settings import HIDDEN
 
 _SECRET_NAMES = re.compile(
     r"authorization|cookie|password|passwd|secret|signature|credential|presigned|mpack_url"

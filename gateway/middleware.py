@@ -30,7 +30,7 @@ _DRAIN_SECONDS_MAX = 5.0  # ... so that the sender gets to read why.
 _DRAIN_SLOW_SECONDS_MAX = 1.0  # A slow sender has little on its way.
 _LENGTH_DIGITS_MAX = 18
 _HUNG_UP = 499  # For the log alone: there was nobody left to answer.
-_QUIET_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
+PROBED_PATHS = frozenset({"/livez", "/readyz", "/metrics"})  # Asked by machines, all the time.
 EVENT_STREAM = "text/event-stream"
 
 _log = structlog.get_logger(__name__)
@@ -109,7 +109,7 @@ class _Exchange:
 
     def summarise(self, seconds: float) -> None:
         path = self._scope["path"]
-        say = _log.debug if path in _QUIET_PATHS and self.status == 200 else _log.info
+        say = _log.debug if path in PROBED_PATHS and self.status == 200 else _log.info
         say(
             "request",
             method=self._scope["method"],

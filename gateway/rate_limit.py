@@ -20,11 +20,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.errors import TooManyRequests
+from gateway.middleware import PROBED_PATHS
 from leases.ports import Clock
 
 # About 2 MB of buckets; more callers than these are forgotten, the longest silent first.
 BUCKETS_MAX = 10_000
-_EXEMPT_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 _EXEMPT_PREFIX = "/v1/"  # Operators, who need it most when there is too much of everything else.
 _IPV6_NETWORK_BITS = 64  # What one customer gets; single addresses cost nothing there.
 
@@ -134,4 +134,4 @@ def address_of(scope: Scope) -> str:
 
 
 def _is_exempt(path: str) -> bool:
-    return path in _EXEMPT_PATHS or path.startswith(_EXEMPT_PREFIX)
+    return path in PROBED_PATHS or path.startswith(_EXEMPT_PREFIX)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from gateway.cli.exits import Exit
 from gateway.cli.options import database_url_option, json_option, settings_of
 from gateway.cli.output import print_json, print_pairs
 
@@ -38,7 +39,7 @@ def check(database_url: str | None, *, as_json: bool) -> None:
         if not as_json:
             raise click.UsageError(str(error)) from None
         print_json({"ok": False, "problems": error.problems})
-        raise SystemExit(2) from None
+        raise SystemExit(Exit.USAGE) from None
     if as_json:
         print_json({"ok": True, "problems": []})
     else:

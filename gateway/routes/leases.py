@@ -40,8 +40,11 @@ def lease_routes(access: Access, service: Service) -> list[Route]:
     """The operators' routes; all need the scope admin."""
     listing, repos = service.listing, service.repos
 
-    async def leases(request: Request) -> Response:
+    async def check(request: Request) -> None:
         check_admin(await access.principal(request))
+
+    async def leases(request: Request) -> Response:
+        await check(request)
         query = _query(request, _LEASE_PARAMETERS)
         wanted = LeaseFilter(
             repo_id=await _repo_id(query, repos),
@@ -54,12 +57,9 @@ def lease_routes(access: Access, service: Service) -> list[Route]:
         return render(request, {"leases": page.rows, "next": page.next}, default="json")
 
     async def lease(request: Request) -> Response:
-        check_admin(await access.principal(request))
+        await check(request)
         mpack_id = await listing.resolve(request.path_params["mpack_id"])
         return render(request, await listing.lease(mpack_id), default="json")
-
-    async def check(request: Request) -> None:
-        check_admin(await access.principal(request))
 
     async def events(request: Request) -> Response:
         await check(request)

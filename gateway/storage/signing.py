@@ -21,9 +21,9 @@ from gateway.errors import Forbidden
 from gateway.storage.keys import check_key
 from leases.errors import Corrupt, InvalidRequest
 from leases.ids import new_token
+from leases.policy import TTL_SECONDS_LONGEST_URL
 
 SIGNING_KEY_BYTES = 32  # The output length of SHA-256; a longer key adds nothing.
-EXPIRES_IN_MAX_SECONDS = 7 * 24 * 3600  # As SigV4, so that both adapters refuse the same.
 
 _EPOCH_SECONDS = re.compile(r"[0-9]{1,12}", re.ASCII)
 
@@ -56,7 +56,7 @@ class UrlSigner:
         Units:   it is dead `expires_in` seconds after the *current whole second*: signed at
                  12:00:00.9 for one second, it lives for a tenth of one.
         """
-        if not 1 <= expires_in <= EXPIRES_IN_MAX_SECONDS:
+        if not 1 <= expires_in <= TTL_SECONDS_LONGEST_URL:
             raise InvalidRequest("A URL lives for 1 second to 7 days.", expires_in=expires_in)
         expires = str(int(self._clock().timestamp()) + expires_in)
         signature = self._signature(method, check_key(key), expires)
