@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from starlette.requests import HTTPConnection
 
 from gateway.errors import Forbidden, RepoMissing, Unauthorized
+from gateway.id_prefix import CANDIDATES_MAX, only_one
 from leases.database import Database
 from leases.errors import InvalidRequest, NotFound, Unavailable
 from leases.ids import new_mpack_id, new_token
@@ -59,7 +60,7 @@ WHERE $1 OR (revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_ti
 ORDER BY token_id
 """
 _STARTING_WITH = """
-SELECT token_id FROM api_tokens WHERE starts_with(token_id, $1) ORDER BY token_id LIMIT 6
+SELECT token_id FROM api_tokens WHERE starts_with(token_id, $1) ORDER BY token_id LIMIT $2
 """
 
 
@@ -222,14 +223,11 @@ class Tokens:
     async def resolve(self, prefix: str) -> str:
         """The one token's id that begins with this.
 
-        Errors: NotFound for none; InvalidRequest for more than one, with some of them.
+        Errors: NotFound; InvalidRequest for more than one.
         """
-        found = [row["token_id"] for row in await self._database.fetch(_STARTING_WITH, prefix)]
-        if not prefix or not found:
-            raise NotFound("No such token.", token_id=prefix)
-        if len(found) > 1 and prefix not in found:
-            raise InvalidRequest(f"{prefix} begins more than one id: {', '.join(found[:5])}, …")
-        return prefix if prefix in found else found[0]
+        rows = await self._database.fetch(_STARTING_WITH, prefix, CANDIDATES_MAX)
+        missing = NotFound("No such token.", token_id=prefix)
+        return only_one([row["token_id"] for row in rows], prefix, missing=missing)
 
     async def revoke(self, token_id: str) -> None:
         """End a token now; NotFound when there is none that still lives."""

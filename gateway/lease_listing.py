@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import asyncpg
 
+from gateway.id_prefix import CANDIDATES_MAX, only_one
 from leases.database import Database
 from leases.errors import InvalidRequest, LeaseMissing
 from leases.lessor import lease_stream
@@ -55,7 +56,6 @@ WHERE position > $1 AND ($2::text IS NULL OR stream = $2) AND ($3::text IS NULL 
 ORDER BY position LIMIT $4
 """  # noqa: S608  constants
 _AFTER_ALL_IDS = "g"  # Sorts behind every hexadecimal digit.
-_CANDIDATES_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,19 +120,14 @@ class LeaseListing:
     async def resolve(self, prefix: str) -> str:
         """The one id that begins with this.
 
-        Errors: LeaseMissing for none; InvalidRequest for more than one, with some of them.
+        Errors: LeaseMissing; InvalidRequest for more than one.
         """
         check_prefix(prefix)
         rows = await self._database.fetch(
-            _STARTING_WITH, prefix, prefix + _AFTER_ALL_IDS, _CANDIDATES_SHOWN
+            _STARTING_WITH, prefix, prefix + _AFTER_ALL_IDS, CANDIDATES_MAX
         )
-        if not rows:
-            raise LeaseMissing(mpack_id=prefix)
-        if len(rows) > 1:
-            candidates = ", ".join(row["mpack_id"] for row in rows)
-            raise InvalidRequest(f"{prefix} begins more than one id: {candidates}, …")
-        mpack_id: str = rows[0]["mpack_id"]
-        return mpack_id
+        missing = LeaseMissing(mpack_id=prefix)
+        return only_one([row["mpack_id"] for row in rows], prefix, missing=missing)
 
     async def stuck_ids(self) -> list[str]:
         """Every stuck lease, the oldest first."""

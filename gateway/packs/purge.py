@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.id_prefix import CANDIDATES_MAX, only_one
 from gateway.packs.garbage import Garbage
 from gateway.packs.garbage_rows import Kind
 from gateway.packs.segments import segment_key
@@ -38,7 +39,6 @@ from leases.ports import BlobStore
 from leases.revocation import Chosen, Revocation
 
 _TRIES_MAX = 3
-_CANDIDATES_SHOWN = 5
 
 _STARTING_WITH = """
 SELECT object_id FROM objects WHERE object_id >= $1 AND object_id < $1 || 'g'
@@ -174,7 +174,7 @@ class Purge:
 
         Errors: NotFound; InvalidRequest for more than one.
         """
-        found = await self._database.fetch(_STARTING_WITH, prefix, _CANDIDATES_SHOWN + 1)
+        found = await self._database.fetch(_STARTING_WITH, prefix, CANDIDATES_MAX)
         object_id = _only([row["object_id"] for row in found], prefix)
         holders = await self._database.fetch(_HOLDERS, object_id)
         places = await self._database.fetch(_PLACES, object_id)
@@ -221,7 +221,7 @@ class Purge:
         try:
             return await self.look(prefix)
         except NotFound:
-            rows = await self._database.fetch(_PURGED, prefix, _CANDIDATES_SHOWN + 1)
+            rows = await self._database.fetch(_PURGED, prefix, CANDIDATES_MAX)
             purged = [json.loads(row["data"]) for row in rows]
             object_id = _only([told["object_id"] for told in purged], prefix)
         holders = [Holder(repo_id=repo_id, name=repo_id) for repo_id in purged[0]["repos"]]
@@ -297,17 +297,9 @@ class Purge:
         return revoked
 
 
-def _only(ids: Sequence[str], prefix: str) -> str:
-    """The one of these ids; all begin with the prefix.
-
-    Errors: NotFound for none, and for no prefix; InvalidRequest for more than one.
-    """
-    if not prefix or not ids:
-        raise NotFound("No such object.", object_id=prefix)
-    if len(ids) > 1:
-        shown = ", ".join(ids[:_CANDIDATES_SHOWN])
-        raise InvalidRequest(f"{prefix} begins more than one id: {shown}, …")
-    return ids[0]
+def _only(found: Sequence[str], prefix: str) -> str:
+    missing = NotFound("No such object.", object_id=prefix)
+    return only_one(found, prefix, missing=missing)
 
 
 def _leases_of(holding: Holding) -> list[Chosen]:
