@@ -27,7 +27,7 @@ def end_processes(data: Path) -> None:
     pid_file = data / "postmaster.pid"
     recorded = _recorded_pid(pid_file)
     for sign, seconds in ENDINGS:
-        running = _processes_in(data)
+        running = processes_in(data)
         # The postmaster ends its children itself; only orphans are told one by one.
         told = [recorded] if recorded in running else running
         if _all_ended(running, told=told, sign=sign, seconds=seconds):
@@ -46,7 +46,7 @@ def _recorded_pid(pid_file: Path) -> int | None:
     return int(first) if first.isdecimal() else None
 
 
-def _processes_in(data: Path) -> list[int]:
+def processes_in(data: Path) -> list[int]:
     """The processes that work in this folder; a zombie works nowhere."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):

@@ -14,15 +14,16 @@ def print_json(value: Any) -> None:
     """One JSON document."""
     import msgspec
 
-    text = msgspec.json.format(msgspec.json.encode(_plain(value)), indent=2)
-    click.echo(text.decode())
+    from gateway.wire.render import json_bytes
+
+    click.echo(msgspec.json.format(json_bytes(value), indent=2).decode())
 
 
 def line_of(value: Any) -> str:
     """One JSON document on one line, for streams of them."""
-    import msgspec
+    from gateway.wire.render import json_bytes
 
-    return msgspec.json.encode(_plain(value)).decode()
+    return json_bytes(value).decode()
 
 
 def print_line(value: Any) -> None:
@@ -78,15 +79,3 @@ def shown(value: Any) -> str:
     if isinstance(value, datetime):
         return rfc3339(value)
     return str(value)
-
-
-def _plain(value: Any) -> Any:
-    from gateway.wire.render import rfc3339
-
-    if isinstance(value, datetime):
-        return rfc3339(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import httpx2
 
 from gateway.cli.serve import listening_socket
 from gateway.embedded_postgres import EmbeddedPostgres
+from gateway.postgres_processes import processes_in
 from gateway.settings import child_environment
 from leases.errors import Unavailable
 
@@ -112,16 +112,7 @@ class GatewayProcess:
 
     def database_processes(self) -> list[int]:
         """The ids of PostgreSQL's processes that live on this folder."""
-        found = []
-        data_folder = os.fsencode(self._postgres.data_folder)
-        for entry in Path("/proc").glob("[0-9]*"):  # Empty where the system has no such folder.
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if data_folder in command and b"postgres" in command:
-                found.append(int(entry.name))
-        return found
+        return processes_in(self._postgres.data_folder)
 
     def lease(self, mpack_id: str) -> dict[str, Any]:
         """One lease with its events, as `/v1/leases/{id}` tells it."""
