@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, cast
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -23,12 +22,13 @@ from gateway.wire.limits import WireLimits
 from gateway.wire.messages import PushTag
 from leases.codec import JSON
 from leases.database import Database
-from leases.ids import new_mpack_id
+from leases.ids import new_event_id, new_mpack_id
 from leases.lessor import Caller
 from leases.log import EventLog, NewEvent
 
 _TOLD_MAX = 100  # Tags named in one event; the count is told in any case.
 RELEASES_MAX = 10_000
+
 
 # The escape itself; behind an odd number of backslashes more it is a text about it.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -92,17 +92,15 @@ class Names:
             "times": [tag.created_at for tag in tags],
         }
 
-        async def work() -> int:
-            async with self._changing(repo_id) as connection:
-                stored = (await connection.execute(_TAGS, values)).scalars().all()
-                if stored:
-                    told: dict[str, JSON] = {"count": len(stored), "tags": [*stored[:_TOLD_MAX]]}
-                    about = _about(repo_id, caller)
-                    fact = NewEvent(type="repo.tagged", data=told, **about)
-                    await self._log.append_in(connection, [fact])
-                return len(stored)
+        about = _about(repo_id, caller)
 
-        return await tried_again(work)
+        async def change(connection: AsyncConnection) -> NewEvent | None:
+            stored = (await connection.execute(_TAGS, values)).scalars().all()
+            told: dict[str, JSON] = {"count": len(stored), "tags": [*stored[:_TOLD_MAX]]}
+            return NewEvent(type="repo.tagged", data=told, **about) if stored else None
+
+        fact = await self._changed(repo_id, change)
+        return 0 if fact is None else cast("int", fact.data["count"])
 
     async def put_release(
         self, repo_id: str, record: Mapping[str, Any], caller: Caller, *, limits: WireLimits
@@ -128,22 +126,23 @@ class Names:
             "record": written,
         }
 
-        async def work() -> str:
-            async with self._changing(repo_id) as connection:
-                # They are listed in one answer.
-                others = (await connection.execute(_OTHERS, values)).one()
-                if others.number >= RELEASES_MAX:
-                    raise TooLarge(f"A repository may have {RELEASES_MAX:,} releases.")
-                if others.size_bytes + size_bytes > limits.body_bytes_max:
-                    most = f"{limits.body_bytes_max:,}"
-                    raise TooLarge(f"All releases of a repository may have {most} bytes.")
-                release_id: str = (await connection.execute(_RELEASE, values)).scalar_one()
-                told: dict[str, JSON] = {"tag": tag, "release_id": release_id}
-                fact = NewEvent(type="repo.released", data=told, **_about(repo_id, caller))
-                await self._log.append_in(connection, [fact])
-                return release_id
+        about = _about(repo_id, caller)
 
-        return await tried_again(work)
+        async def change(connection: AsyncConnection) -> NewEvent:
+            # They are listed in one answer.
+            others = (await connection.execute(_OTHERS, values)).one()
+            if others.number >= RELEASES_MAX:
+                raise TooLarge(f"A repository may have {RELEASES_MAX:,} releases.")
+            if others.size_bytes + size_bytes > limits.body_bytes_max:
+                most = f"{limits.body_bytes_max:,}"
+                raise TooLarge(f"All releases of a repository may have {most} bytes.")
+            release_id: str = (await connection.execute(_RELEASE, values)).scalar_one()
+            told: dict[str, JSON] = {"tag": tag, "release_id": release_id}
+            return NewEvent(type="repo.released", data=told, **about)
+
+        fact = await self._changed(repo_id, change)
+        assert fact is not None
+        return cast("str", fact.data["release_id"])
 
     async def releases(
         self, repo_id: str, *, channel: str | None = None, drafts: bool = False
@@ -163,17 +162,16 @@ class Names:
         """
         check_text(tag, what="The tag")
 
-        async def work() -> None:
-            async with self._changing(repo_id) as connection:
-                asked = {"repo_id": repo_id, "tag": tag}
-                gone = (await connection.execute(_RELEASE_GONE, asked)).scalar_one_or_none()
-                if gone is None:
-                    raise NoSuchName(f"There is no release {tag}.")
-                told: dict[str, JSON] = {"tag": tag, "release_id": gone}
-                fact = NewEvent(type="repo.release_deleted", data=told, **_about(repo_id, caller))
-                await self._log.append_in(connection, [fact])
+        about = _about(repo_id, caller)
 
-        await tried_again(work)
+        async def change(connection: AsyncConnection) -> NewEvent | None:
+            asked = {"repo_id": repo_id, "tag": tag}
+            gone = (await connection.execute(_RELEASE_GONE, asked)).scalar_one_or_none()
+            told: dict[str, JSON] = {"tag": tag, "release_id": gone}
+            return NewEvent(type="repo.release_deleted", data=told, **about) if gone else None
+
+        if await self._changed(repo_id, change) is None:
+            raise NoSuchName(f"There is no release {tag}.")
 
     async def delete_branch(self, repo_id: str, branch: str, caller: Caller) -> str:
         """Take a branch away; where it stood. Its commits stay the repo's.
@@ -182,24 +180,39 @@ class Names:
         """
         check_text(branch, what="The branch")
 
-        async def work() -> str:
-            async with self._changing(repo_id) as connection:
-                asked = {"repo_id": repo_id, "branch": branch}
-                head = (await connection.execute(_BRANCH_GONE, asked)).scalar_one_or_none()
-                if head is None:
-                    raise NoSuchName(f"There is no branch {branch}.")
-                told: dict[str, JSON] = {"branch": branch, "head": head}
-                fact = NewEvent(type="repo.branch_deleted", data=told, **_about(repo_id, caller))
-                await self._log.append_in(connection, [fact])
-                return str(head)
+        about = _about(repo_id, caller)
 
-        return await tried_again(work)
+        async def change(connection: AsyncConnection) -> NewEvent | None:
+            asked = {"repo_id": repo_id, "branch": branch}
+            head = (await connection.execute(_BRANCH_GONE, asked)).scalar_one_or_none()
+            told: dict[str, JSON] = {"branch": branch, "head": head}
+            return NewEvent(type="repo.branch_deleted", data=told, **about) if head else None
 
-    @asynccontextmanager
-    async def _changing(self, repo_id: str) -> AsyncIterator[AsyncConnection]:
-        async with transaction(self._database) as connection:
-            await hold_repo(connection, repo_id)
-            yield connection
+        fact = await self._changed(repo_id, change)
+        if fact is None:
+            raise NoSuchName(f"There is no branch {branch}.")
+        return cast("str", fact.data["head"])
+
+    async def _changed(
+        self, repo_id: str, change: Callable[[AsyncConnection], Awaitable[NewEvent | None]]
+    ) -> NewEvent | None:
+        """Make the change and tell it in the event that it answers; None: there was none to make.
+
+        When the answer to a COMMIT is lost it is made again: what that finds changed already, the
+        first time has told, and an event is known again by its id.
+        """
+        fact: NewEvent | None = None
+
+        async def work() -> None:
+            nonlocal fact
+            async with transaction(self._database) as connection:
+                await hold_repo(connection, repo_id)
+                if (found := await change(connection)) is not None:
+                    fact = found
+                    await self._log.append_in(connection, [fact])
+
+        await tried_again(work)
+        return fact
 
     async def _check_commits(self, repo_id: str, commit_ids: Sequence[str]) -> None:
         async with reading(self._database) as reader:
@@ -212,12 +225,13 @@ class Names:
 
 
 def _about(repo_id: str, caller: Caller) -> dict[str, Any]:
-    """What the events of one change have in common."""
+    """What the event of one change is made of, however often the change is made."""
     return {
         "stream": repo_stream(repo_id),
         "expected_version": None,
         "actor": caller.actor,
         "request_id": caller.request_id,
+        "event_id": new_event_id(),
     }
 
 
