@@ -38,7 +38,7 @@ from leases.database import Database, translated
 from leases.engine import LeaseEngine
 from leases.errors import Unavailable
 from leases.steps import Step, Steps, no_steps
-from schema import migrate
+from schema import revision
 
 if TYPE_CHECKING:
     from gateway.storage.s3 import S3Store
@@ -150,7 +150,7 @@ def make_store(settings: Settings, *, clock: Callable[[], datetime]) -> LocalSto
 async def revision_of(database: Database) -> str | None:
     """The schema's revision; None before the first migration. Errors: DatabaseUnavailable."""
     with translated():
-        return await migrate.current(database.engine)
+        return await revision.current(database.engine)
 
 
 async def check_migrated(database: Database) -> None:
@@ -158,9 +158,9 @@ async def check_migrated(database: Database) -> None:
 
     Errors: NotMigrated, DatabaseUnavailable.
     """
-    found, expected = await revision_of(database), migrate.head()
-    if found != expected:
-        raise NotMigrated(found=found or "nothing", expected=expected)
+    found = await revision_of(database)
+    if found != revision.HEAD:
+        raise NotMigrated(found=found or "nothing", expected=revision.HEAD)
 
 
 def make_engine(url: Secret, settings: Settings) -> AsyncEngine:

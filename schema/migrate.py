@@ -9,8 +9,6 @@ from typing import TypeVar
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -62,16 +60,6 @@ async def check(engine: AsyncEngine) -> None:
     await run_locked(engine, lambda connection: command.check(_config(connection)))
 
 
-async def current(engine: AsyncEngine) -> str | None:
-    """The revision a database is at; None before the first migration."""
-
-    def look(connection: Connection) -> str | None:
-        return MigrationContext.configure(connection).get_current_revision()
-
-    async with engine.connect() as connection:
-        return await connection.run_sync(look)
-
-
 def statements(start: str | None = None) -> str:
     """The migrations behind `start` (None: all of them) as SQL, for the schema public.
 
@@ -84,10 +72,3 @@ def statements(start: str | None = None) -> str:
     except CommandError as error:
         raise LookupError(str(error)) from error
     return config.output_buffer.getvalue()
-
-
-def head() -> str:
-    """The revision this code expects."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
-    assert revision is not None
-    return revision

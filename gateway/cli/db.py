@@ -41,15 +41,15 @@ def upgrade(database_url: str | None, *, as_json: bool) -> None:
 @json_option
 def current(database_url: str | None, *, as_json: bool) -> None:
     """Print the schema's revision; exit code 75 when it is not this release's."""
-    from schema import migrate
+    from schema import revision
 
-    found, expected = run(_current(settings_of(database_url))), migrate.head()
+    found = run(_current(settings_of(database_url)))
     if as_json:
-        print_json({"revision": found, "expected": expected})
+        print_json({"revision": found, "expected": revision.HEAD})
     else:
         click.echo(found or "nothing")
-    if found != expected:
-        click.echo(f"This release expects {expected}: mpack-gateway db upgrade.", err=True)
+    if found != revision.HEAD:
+        click.echo(f"This release expects {revision.HEAD}: mpack-gateway db upgrade.", err=True)
         raise SystemExit(Exit.TRY_LATER)
 
 
@@ -75,29 +75,29 @@ def sql(*, start: str | None, as_json: bool) -> None:
 
     Needs no database. Run it as the owner of the tables, in one go, in the schema public.
     """
-    from schema import migrate
+    from schema import migrate, revision
 
     try:
         statements = migrate.statements(start)
     except LookupError as error:
         raise click.BadParameter(str(error), param_hint="--from") from None
     if as_json:
-        print_json({"revision": migrate.head(), "sql": statements})
+        print_json({"revision": revision.HEAD, "sql": statements})
     else:
         click.echo(statements)
 
 
 async def _upgrade(settings: Settings) -> str:
-    from schema import migrate
+    from schema import migrate, revision
 
     await _with_engine(settings, migrate.upgrade)
-    return migrate.head()
+    return revision.HEAD
 
 
 async def _current(settings: Settings) -> str | None:
-    from schema import migrate
+    from schema import revision
 
-    return await _with_engine(settings, migrate.current)
+    return await _with_engine(settings, revision.current)
 
 
 async def _check(settings: Settings) -> str | None:

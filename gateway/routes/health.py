@@ -20,7 +20,7 @@ from gateway.wire.render import render
 from leases.circuit import CircuitState
 from leases.errors import BlobMissing, Failure
 from leases.owner import OWNER_KEY
-from schema import migrate
+from schema import revision
 
 _OUT = "the store does not answer; new packs and pushed objects are refused until it does"
 _TAKES_NOTHING = "the store takes no blobs; until it does, packs are only answered inline"
@@ -58,12 +58,12 @@ def health_routes(service: Service) -> list[Route]:
 async def _database(service: Service) -> dict[str, Any]:
     try:
         async with asyncio.timeout(CHECK_SECONDS_MAX):
-            revision = await revision_of(service.database)
+            found = await revision_of(service.database)
     except (Failure, TimeoutError):
         return {"status": "unavailable", "detail": "the database does not answer"}
-    if revision != migrate.head():
+    if found != revision.HEAD:
         return {"status": "unavailable", "detail": "the database is not migrated"}
-    return {"status": "ok", "revision": revision}
+    return {"status": "ok", "revision": found}
 
 
 async def _store(service: Service) -> dict[str, Any]:
