@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from types import TracebackType
 from typing import Protocol, Self, TypedDict
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -108,12 +107,7 @@ class Gateway:
             self._open = opening.pop_all()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self._open.aclose()
 
     async def wire_fetch_mpack(

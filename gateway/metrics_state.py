@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import Self
 
 import structlog
@@ -56,12 +55,7 @@ class StatsCache:
         self._asking = self._tasks.create_task(self._ask_when_wanted())
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         assert self._asking is not None
         self._asking.cancel()
         await self._tasks.__aexit__(None, None, None)

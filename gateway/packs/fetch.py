@@ -15,7 +15,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 import structlog
@@ -135,12 +134,7 @@ class PackService:
             self._running.append(self._tasks.create_task(work))
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         for task in (*self._running, *self.sharing.building):
             task.cancel()
         await self._tasks.__aexit__(None, None, None)

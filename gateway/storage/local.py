@@ -22,7 +22,6 @@ from datetime import datetime
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
 
 from gateway.storage.folder import Folder, OpenFile, Upload, failure_of, sync_directory
@@ -80,12 +79,7 @@ class LocalStore:
     async def __aenter__(self) -> Self:
         return await self.open()
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self.close()
 
     @property
