@@ -105,12 +105,14 @@ class PackService:
 
     async def __aenter__(self) -> Self:
         engine = self._engine
+        self._tasks = await asyncio.TaskGroup().__aenter__()
         self._slots = Slots(engine.database, engine.instance, self.policy)
         deposits = Deposits(engine, self._builder, store=self._store, steps=self._step)
         self.sharing = PackSharing(
             engine,
             self._slots,
             deposits,
+            tasks=self._tasks,
             policy=self.policy,
             budget=self.budget,
             admission=self._availability,
@@ -127,8 +129,6 @@ class PackService:
             budget=self.budget,
             policy=self.policy,
         )
-        self._tasks = await asyncio.TaskGroup().__aenter__()
-        self.sharing.tasks = self._tasks
         await self._slots.listen()
         for work in (self._tidy(), self._availability.run(), self.kept.run()):
             self._running.append(self._tasks.create_task(work))
@@ -229,25 +229,19 @@ class PackService:
         caller: Caller,
     ) -> Wish:
         form = IdForm.of_first(question.want)
-        remembered = self._clone_keys.get(
-            question, encoding=encoding, snapshots=snapshots, form=form
-        )
+        key = self._clone_keys.get(question, encoding=encoding, snapshots=snapshots, form=form)
         lacking: Lacking | None = None
-        if remembered is None:
+        if key is None:
             lacking = await self._lacking(open_reader, question)
+            key = lacking.cache_key(encoding=encoding, snapshots=snapshots, form=form)
+            self._clone_keys.keep(key, question, encoding=encoding, snapshots=snapshots, form=form)
         else:
             async with open_reader() as reader:
                 await check_wanted(reader, question)
-        if lacking is not None:
-            remembered = lacking.cache_key(encoding=encoding, snapshots=snapshots, form=form)
-            self._clone_keys.keep(
-                remembered, question, encoding=encoding, snapshots=snapshots, form=form
-            )
-        assert remembered is not None
         return Wish(
             question=question,
             known_lacking=lacking,
-            cache_key=remembered,
+            cache_key=key,
             form=form,
             encoding=encoding,
             snapshots=snapshots,

@@ -102,6 +102,7 @@ class PackSharing:
         slots: Slots,
         deposits: Deposits,
         *,
+        tasks: asyncio.TaskGroup,
         policy: PackPolicy,
         budget: SpoolBudget,
         admission: Admission,
@@ -123,7 +124,7 @@ class PackSharing:
         self._renewals: dict[str, _Renewal] = {}
         self._keeper = SlotKeeper(slots, engine.clock, policy, steps=steps)
         self.turns = BuildTurns(policy)
-        self.tasks: asyncio.TaskGroup | None = None
+        self._tasks = tasks
         self.building: set[asyncio.Task[None]] = set()
 
     async def shared(self, wish: Wish, *, gone: Collection[str] = ()) -> Holding:
@@ -297,11 +298,10 @@ class PackSharing:
         )
 
     def _start(self, wish: Wish, cache_key: str | None, slot: Slot | None) -> Flight:
-        assert self.tasks is not None, "the service has not been entered"
         flight = Flight(cache_key=cache_key, ttl_seconds=wish.ttl_seconds, inline=wish.inline)
         if cache_key is not None:
             self._flights[cache_key] = flight
-        task = self.tasks.create_task(self._fly(flight, wish, slot))
+        task = self._tasks.create_task(self._fly(flight, wish, slot))
         self.building.add(task)
         task.add_done_callback(self.building.discard)
         return flight
@@ -335,8 +335,7 @@ class PackSharing:
         mpack_id = await self._keeper.take(cache_key, slot)
         if not isinstance(mpack_id, str):
             return self._waited_for(mpack_id)
-        assert self.tasks is not None
-        beating = self.tasks.create_task(self._keeper.beat(cache_key, mpack_id))
+        beating = self._tasks.create_task(self._keeper.beat(cache_key, mpack_id))
         try:
             deposited = await self._build(flight, wish, mpack_id)
         except BaseException as error:
