@@ -200,10 +200,10 @@ class Tokens:
         if not scopes:
             raise InvalidRequest("A token needs at least one scope.")
         if repos is not None and Scope.ADMIN in scopes:
-            raise InvalidRequest("An admin token cannot be restricted to repos.")
+            raise InvalidRequest("An admin token cannot be restricted to repositories.")
         for full_name in repos or ():
             if _FULL_NAME.match(full_name) is None:
-                raise InvalidRequest(f"A repo is written owner/slug, not {full_name!r}.")
+                raise InvalidRequest(f"A repository is written owner/slug, not {full_name!r}.")
         issued = IssuedToken(token_id=new_mpack_id(), secret=TOKEN_PREFIX + new_token(24))
         await self._database.execute(
             _CREATE,

@@ -181,7 +181,7 @@ class Repos:
         Errors:  Incomplete (422) for a name that cannot be one; RepoMissing when it was deleted.
         """
         if not (is_owner_name(owner) and is_repo_name(slug)):
-            raise Incomplete("A repo's name takes letters, digits, '.', '_' and '-', up to 100.")
+            raise Incomplete("A repository's name has up to 100 letters, digits, '.', '_' and '-'.")
         found = await self.find(owner=owner, slug=slug)
         if found is not None:
             return found
