@@ -20,6 +20,7 @@ import zstandard
 from gateway.errors import IncompleteRepo
 from gateway.packs.places import WHOLE_BLOB, Place, Places, Source
 from gateway.packs.policy import PackPolicy
+from gateway.packs.portions import portions
 from gateway.packs.splice import entry_head
 from gateway.packs.spool import Spool, SpoolBudget
 from gateway.packs.store_calls import store_call, stored_range
@@ -56,7 +57,12 @@ async def extract_foreign(
     foreign = [place for place in places if places.sources[place.source].foreign]
     reading = _Extraction(store, policy, scratch=scratch, budget=budget)
     ranges = [place for place in foreign if place.offset != WHOLE_BLOB]
-    for batch in _batches(ranges, 4 * policy.build_read_bytes_max):
+    for batch in portions(
+        ranges,
+        weight=lambda place: place.length,
+        weight_max=4 * policy.build_read_bytes_max,
+        count_max=_RANGES_PER_BATCH,
+    ):
         await reading.ranges(batch, places.sources)
     whole: dict[int, list[str]] = {}
     for place in foreign:
@@ -197,16 +203,3 @@ def _wanted_entry(entry: Any, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
 
 def _matches(content: bytes, object_id: str) -> bool:
     return hashlib.sha256(content).hexdigest() == object_id
-
-
-def _batches(places: Sequence[Place], window_bytes: int) -> Iterator[list[Place]]:
-    batch: list[Place] = []
-    held = 0
-    for place in places:
-        if batch and (held + place.length > window_bytes or len(batch) >= _RANGES_PER_BATCH):
-            yield batch
-            batch, held = [], 0
-        batch.append(place)
-        held += place.length
-    if batch:
-        yield batch

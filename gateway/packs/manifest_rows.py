@@ -20,6 +20,7 @@ from gateway.packs.manifest import (
     decode_delta,
     decode_manifest,
 )
+from gateway.packs.portions import portions
 from gateway.packs.transaction import Reader
 from leases.errors import Corrupt
 
@@ -73,7 +74,13 @@ async def iterate_manifests(
 
     Ask with parents before children: chains are then walked once. The manifests are for reading.
     """
-    for batch in _batches(ids, await entry_counts(reader, ids)):
+    counts = await entry_counts(reader, ids)
+    for batch in portions(
+        ids,
+        weight=lambda snapshot_id: counts.get(snapshot_id, 0),
+        weight_max=ENTRIES_PER_BATCH_MAX,
+        count_max=SNAPSHOTS_PER_BATCH_MAX,
+    ):
         rows = await _rows(reader, batch)
         for snapshot_id, manifest in _resolve(batch, rows):
             yield snapshot_id, manifest
@@ -138,21 +145,6 @@ async def _rows(reader: Reader, ids: Sequence[str]) -> dict[str, _Row]:
         )
         for row in result
     }
-
-
-def _batches(ids: Sequence[str], counts: Mapping[str, int]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    entries = 0
-    for snapshot_id in ids:
-        count = counts.get(snapshot_id, 0)
-        full = entries + count > ENTRIES_PER_BATCH_MAX or len(batch) >= SNAPSHOTS_PER_BATCH_MAX
-        if batch and full:
-            yield batch
-            batch, entries = [], 0
-        batch.append(snapshot_id)
-        entries += count
-    if batch:
-        yield batch
 
 
 def _resolve(ids: Sequence[str], rows: Mapping[str, _Row]) -> Iterator[tuple[str, Manifest]]:

@@ -14,6 +14,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from gateway.packs.places import Places
+from gateway.packs.portions import portions
 from gateway.packs.splice import ENTRY_ID_BYTES, check_entry, id_head
 from gateway.wire.ids import PREFIX
 from leases.errors import Corrupt
@@ -89,17 +90,7 @@ def join_runs(pieces: Iterable[Piece], *, gap_bytes_max: int, run_bytes_max: int
 
 def windows(pieces: Iterable[Piece], *, bytes_max: int) -> Iterator[list[Piece]]:
     """Pieces in the order of the pack, as many at a time as fit; at least one."""
-    window: list[Piece] = []
-    held = 0
-    for piece in pieces:
-        length = piece.stop - piece.start
-        if window and held + length > bytes_max:
-            yield window
-            window, held = [], 0
-        window.append(piece)
-        held += length
-    if window:
-        yield window
+    return portions(pieces, weight=lambda piece: piece.stop - piece.start, weight_max=bytes_max)
 
 
 def written(run: Run, data: bytes, *, prefixed: bool) -> Iterator[tuple[int, bytes | memoryview]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -25,6 +25,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.errors import Incomplete
+from gateway.packs.portions import portions
 from gateway.packs.repos import hold_repo
 from gateway.packs.splice import entry_head
 from gateway.packs.store_calls import store_call
@@ -185,7 +186,9 @@ class SegmentWriter:
         Errors:  Incomplete (422) naming the object whose upload holds other bytes or is gone.
         """
         stored = skipped = 0
-        for part in _parts(uploads):
+        for part in portions(
+            uploads, weight=lambda upload: upload.size_bytes, weight_max=_STREAMED_BYTES_MAX
+        ):
             done = await _written_anew(partial(self._store_part, repo_id, part, caller))
             stored, skipped = stored + done.stored, skipped + done.skipped
         return StoreResult(stored=stored, skipped=skipped)
@@ -358,20 +361,6 @@ def _streamed(store: BlobStore, uploads: Sequence[Upload]) -> _Segment:
         data=data(),
         digest=digest,
     )
-
-
-def _parts(uploads: Sequence[Upload]) -> Iterator[list[Upload]]:
-    """As many uploads at a time as make one segment; at least one."""
-    part: list[Upload] = []
-    held = 0
-    for upload in uploads:
-        if part and held + upload.size_bytes > _STREAMED_BYTES_MAX:
-            yield part
-            part, held = [], 0
-        part.append(upload)
-        held += upload.size_bytes
-    if part:
-        yield part
 
 
 async def _insert(connection: AsyncConnection, segment_id: str, segment: _Segment) -> None:
