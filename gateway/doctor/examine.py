@@ -63,21 +63,18 @@ async def _inside(settings: Settings, caller: Caller) -> AsyncIterator[Finding]:
         yield problem("store", _words(error), mend="Mend the settings of the store.")
         return
     try:
-        async for finding in look_at_sessions(service):
-            yield finding
-        # Before the doctor's own lease is among them.
-        async for finding in _guarded("leases", _look_at_leases(service)):
-            yield finding
-        async for finding in _guarded("quotas", _look_at_quotas(service)):
-            yield finding
-        async for finding in _guarded("store", look_at_store(service, caller)):
-            yield finding
-        async for finding in look_at_bucket(service):
-            yield finding
-        async for finding in _guarded("mark", _look_at_mark(service)):
-            yield finding
-        async for finding in _guarded("log", _look_at_log(service)):
-            yield finding
+        for findings in (
+            look_at_sessions(service),
+            # Before the doctor's own lease is among them.
+            _guarded("leases", _look_at_leases(service)),
+            _guarded("quotas", _look_at_quotas(service)),
+            _guarded("store", look_at_store(service, caller)),
+            look_at_bucket(service),
+            _guarded("mark", _look_at_mark(service)),
+            _guarded("log", _look_at_log(service)),
+        ):
+            async for finding in findings:
+                yield finding
     finally:
         await service.__aexit__(None, None, None)
 

@@ -31,27 +31,14 @@ def blob_routes(
     """The routes that serve this store's signed URLs, and take what is put there."""
 
     async def blob(request: Request) -> Response:
-        key: str = request.path_params["key"]
         # HEAD tells less than GET does, so a URL signed for GET is good for both.
-        store.verify(
-            "GET",
-            key,
-            expires=_only(request, "expires"),
-            signature=_only(request, "signature"),
-        )
-        opened = await store.open_blob(key)
+        opened = await store.open_blob(_signed_key(store, request, "GET"))
         return await ranged_response(
             request, opened, etag=opened.etag, cache_control="private, no-store"
         )
 
     async def put_blob(request: Request) -> Response:
-        key: str = request.path_params["key"]
-        store.verify(
-            "PUT",
-            key,
-            expires=_only(request, "expires"),
-            signature=_only(request, "signature"),
-        )
+        key = _signed_key(store, request, "PUT")
         if declared_bytes(request.headers) > upload_bytes_max:
             raise _too_large(upload_bytes_max)
         try:
@@ -80,6 +67,15 @@ async def _bounded(body: AsyncIterator[bytes], bytes_max: int) -> AsyncIterator[
 
 def _too_large(bytes_max: int) -> TooLarge:
     return TooLarge(f"An upload may have {bytes_max:,} bytes.")
+
+
+def _signed_key(store: LocalStore, request: Request, method: str) -> str:
+    """Whose blob it is. Errors: as `LocalStore.verify`."""
+    key: str = request.path_params["key"]
+    store.verify(
+        method, key, expires=_only(request, "expires"), signature=_only(request, "signature")
+    )
+    return key
 
 
 def _only(request: Request, name: str) -> str:

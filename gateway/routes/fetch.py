@@ -30,13 +30,11 @@ from gateway.wire.render import MSGPACK, render, wanted_format
 from leases.errors import InvalidRequest
 from leases.lessor import Caller
 
-AnyFetch = FetchRequest | FetchMpackRequest
-
 
 def fetch_routes(access: Access, service: Service) -> list[Route]:
     """The routes that answer packs."""
 
-    async def answer(request: Request, type_: type[FetchRequest | FetchMpackRequest]) -> Response:
+    async def answer(request: Request, type_: type[FetchRequest]) -> Response:
         principal, repo = await access.readable(request)
         wish = await body_of(request, type_, service.settings.wire)
         caller = caller_of(request, principal)
@@ -79,7 +77,7 @@ def fetch_routes(access: Access, service: Service) -> list[Route]:
     ]
 
 
-async def _heads(service: Service, repo: Repo, wish: AnyFetch) -> dict[str, str]:
+async def _heads(service: Service, repo: Repo, wish: FetchRequest) -> dict[str, str]:
     """The heads in the form in which the request writes ids."""
     form = IdForm.of_first(wish.want)
     heads = await service.repos.heads(repo.repo_id)
@@ -91,7 +89,7 @@ async def _behind_url(
     service: Service,
     repo: Repo,
     *,
-    wish: AnyFetch,
+    wish: FetchRequest,
     heads: dict[str, str],
     caller: Caller,
 ) -> Response:
@@ -123,7 +121,7 @@ async def _inline(
     service: Service,
     repo: Repo,
     *,
-    wish: AnyFetch,
+    wish: FetchRequest,
     heads: dict[str, str],
     caller: Caller,
 ) -> Response:

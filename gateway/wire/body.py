@@ -136,7 +136,7 @@ def _check_limits(request: object, limits: WireLimits) -> None:
             _check_count(len(request.tags), limits.tags_max, what="tags")
             for tag in request.tags:
                 _check_tag(tag, limits)
-        case FetchRequest() | FetchMpackRequest() | NegotiateRequest():
+        case FetchRequest() | NegotiateRequest():
             _check_count(len(request.want), limits.want_max, what="want")
             _check_count(len(request.have), limits.have_max, what="have")
         case _:

@@ -143,19 +143,10 @@ class FetchRequest(Struct, frozen=True, kw_only=True):
         _check_ttl(self.ttl_seconds)
 
 
-class FetchMpackRequest(Struct, frozen=True, kw_only=True):
+class FetchMpackRequest(FetchRequest, frozen=True, kw_only=True):
     """POST {url}/fetch/mpack: a lease and a URL, unless the caller asks for the pack itself."""
 
-    want: Ids
-    have: Ids = []
     delivery: Literal["inline", "url"] = "url"
-    ttl_seconds: float | None = None
-    share: bool = True
-    encoding: Literal["raw", "zstd"] = "raw"
-    snapshots: Literal["whole", "delta"] = "whole"
-
-    def __post_init__(self) -> None:
-        _check_ttl(self.ttl_seconds)
 
 
 def _check_ttl(ttl_seconds: float | None) -> None:
