@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
+from gateway.off_loop import off_loop
 from gateway.packs.foreign import extract_foreign
 from gateway.packs.pieces import (
     Piece,
@@ -207,9 +208,8 @@ def _longer(form: IdForm) -> int:
 
 async def _worked(work: Callable[[], T], places: Places) -> T:
     """Do this, in a thread when these places make much work of it."""
-    if len(places) <= _INLINE_PLACES and places.entry_bytes <= _INLINE_BYTES:
-        return work()
-    return await asyncio.to_thread(work)
+    little = len(places) <= _INLINE_PLACES and places.entry_bytes <= _INLINE_BYTES
+    return await off_loop(work, much=not little)
 
 
 async def _read(read: ReadRange, run: Run) -> bytes:

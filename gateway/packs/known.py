@@ -7,11 +7,13 @@ it was verified here, so nobody learns from an answer what a private repo contai
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from itertools import islice
 
 from sqlalchemy import text
 from sqlalchemy.sql.elements import TextClause
 
+from gateway.off_loop import off_loop
 from gateway.packs.arrange import GraphRow
 from gateway.packs.transaction import Reader
 from gateway.wire.ids import PREFIX
@@ -89,12 +91,22 @@ async def _held(
     reader: Reader, statement: TextClause, *, repo_id: str, ids: Collection[str]
 ) -> set[str]:
     held: set[str] = set()
-    # In order, so that neighbours share index pages.
-    waiting = iter(sorted(ids))
+    ordered = await off_loop(partial(_in_order, ids), much=len(ids) > _IDS_PER_STATEMENT)
+    waiting = iter(ordered)
     while batch := list(islice(waiting, _IDS_PER_STATEMENT)):
         result = await reader.execute(statement, {"repo_id": repo_id, "ids": batch})
         held.update(result.scalars())
     return held
+
+
+def _in_order(ids: Collection[str]) -> list[str]:
+    """Sorted, so that neighbours share index pages; a few at a time, because other threads wait
+    for the end of each sorting.
+    """
+    by_start: dict[str, list[str]] = {}
+    for one in ids:
+        by_start.setdefault(one[:2], []).append(one)
+    return [one for start in sorted(by_start) for one in sorted(by_start[start])]
 
 
 async def branch_head(reader: Reader, repo_id: str, branch: str) -> str | None:

@@ -12,18 +12,22 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from gateway.errors import TooLarge
+from gateway.off_loop import off_loop
 from gateway.packs.delta_rows import iterate_changes
 from gateway.packs.lacking import Lacking
 from gateway.packs.manifest_rows import iterate_manifests
 from gateway.packs.order import ObjectOrder, commit_order, snapshot_bases, snapshot_order
 from gateway.packs.places import Places, find_places
-from gateway.packs.records import changes_in_order, commit_records, snapshots_in_order
+from gateway.packs.records import (
+    INLINE_ENTRIES,
+    changes_in_order,
+    commit_records,
+    snapshots_in_order,
+)
 from gateway.packs.splice import Snapshots, pack_head, section
 from gateway.packs.spool import PackWriter
 from gateway.packs.transaction import Reader
 from gateway.wire.ids import PREFIX, IdForm
-
-_INLINE_ENTRIES = 10_000  # About 5 ms of work; larger manifests are looked through in a thread.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +120,7 @@ async def _collect(order: ObjectOrder, manifest: Mapping[str, str], lacking: Lac
         known = lacking.known_objects
         order.add(manifest, [one for one in manifest.values() if one not in known])
 
-    if len(manifest) > _INLINE_ENTRIES:
-        await asyncio.to_thread(add)
-    else:
-        add()
+    await off_loop(add, much=len(manifest) > INLINE_ENTRIES)
 
 
 async def _discard_held(reader: Reader, lacking: Lacking, order: ObjectOrder) -> None:

@@ -6,15 +6,16 @@ no record, one is made of the columns.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
 from sqlalchemy import text
 
 from gateway.errors import IncompleteRepo
+from gateway.off_loop import off_loop
 from gateway.packs.commit_rows import rows_of
 from gateway.packs.delta_rows import SnapshotChange, iterate_changes
 from gateway.packs.manifest_rows import iterate_manifests
@@ -25,7 +26,7 @@ from gateway.wire.ids import PREFIX, IdForm, is_commit_id
 # A record is a few hundred bytes, so a batch is some hundred KiB.
 _COMMITS_PER_BATCH = 500
 _SNAPSHOTS_PER_BATCH = 5000
-_INLINE_ENTRIES = 10_000  # About 5 ms of work; larger manifests are encoded in a thread.
+INLINE_ENTRIES = 10_000  # About 5 ms of work; larger manifests are gone through in a thread.
 
 _COMMITS = text(
     """
@@ -72,10 +73,8 @@ async def snapshots_in_order(
                 "snapshot_id": form.write(snapshot_id),
                 "created_at": created[snapshot_id].astimezone(UTC).isoformat(),
             }
-            if len(manifest) > _INLINE_ENTRIES:
-                yield await asyncio.to_thread(_snapshot_entry, head, manifest, form), manifest
-            else:
-                yield _snapshot_entry(head, manifest, form), manifest
+            encode = partial(_snapshot_entry, head, manifest, form)
+            yield await off_loop(encode, much=len(manifest) > INLINE_ENTRIES), manifest
 
 
 async def changes_in_order(
@@ -89,11 +88,8 @@ async def changes_in_order(
     missing = set(ids)
     async for change in iterate_changes(reader, ids, bases):
         missing.discard(change.snapshot_id)
-        if len(change.changes) > _INLINE_ENTRIES:
-            entry = await asyncio.to_thread(_change_entry, change, form)
-        else:
-            entry = _change_entry(change, form)
-        yield entry, change.brought
+        encode = partial(_change_entry, change, form)
+        yield await off_loop(encode, much=len(change.changes) > INLINE_ENTRIES), change.brought
     if missing:
         raise IncompleteRepo(repo_id=repo_id, missing=sorted(missing))
 

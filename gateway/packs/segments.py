@@ -25,6 +25,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.errors import Incomplete
+from gateway.off_loop import off_loop
 from gateway.packs.portions import portions
 from gateway.packs.repos import hold_repo
 from gateway.packs.splice import entry_head
@@ -122,9 +123,8 @@ async def verify_objects(objects: Sequence[PushObject]) -> Chunk:
 
     Errors: Incomplete (422) naming the objects whose bytes have another id.
     """
-    if sum(len(item.content) for item in objects) > HASH_INLINE_BYTES_MAX:
-        return await asyncio.to_thread(_verify, objects)
-    return _verify(objects)
+    size_bytes = sum(len(item.content) for item in objects)
+    return await off_loop(partial(_verify, objects), much=size_bytes > HASH_INLINE_BYTES_MAX)
 
 
 def _verify(objects: Sequence[PushObject]) -> Chunk:
@@ -213,7 +213,9 @@ class SegmentWriter:
         held = await self._hold(repo_id, await self._known(list(chunk.contents)))
         new = {key: content for key, content in chunk.contents.items() if key not in held}
         if new:
-            segment = await _offloaded(Chunk(contents=new, paths=chunk.paths))
+            work = partial(_segment_of, Chunk(contents=new, paths=chunk.paths))
+            size_bytes = sum(map(len, new.values()))
+            segment = await off_loop(work, much=size_bytes > HASH_INLINE_BYTES_MAX)
             await self._write_segment(repo_id, segment, caller)
         return StoreResult(stored=len(new), skipped=len(held))
 
@@ -332,12 +334,6 @@ def _segment_of(chunk: Chunk) -> _Segment:
         data=data,
         digest=hashlib.sha256(data),
     )
-
-
-async def _offloaded(chunk: Chunk) -> _Segment:
-    if sum(map(len, chunk.contents.values())) > HASH_INLINE_BYTES_MAX:
-        return await asyncio.to_thread(_segment_of, chunk)
-    return _segment_of(chunk)
 
 
 def _streamed(store: BlobStore, uploads: Sequence[Upload]) -> _Segment:

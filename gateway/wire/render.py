@@ -95,6 +95,8 @@ def _is_zero(parameter: str) -> bool:
 
 def _plain(value: Any) -> Any:
     """Datetimes as texts; msgpack has a type of its own for them, which few clients know."""
+    if isinstance(value, str):  # Lists may hold a million ids.
+        return value
     if isinstance(value, datetime):
         return rfc3339(value)
     if isinstance(value, Mapping):
