@@ -32,8 +32,9 @@ from gateway.packs.places import Places
 from gateway.packs.plan import Plan
 from gateway.packs.policy import PackPolicy
 from gateway.packs.spool import Spool, SpoolBudget
-from gateway.packs.store_calls import first_failure, stored_range
+from gateway.packs.store_calls import stored_range
 from gateway.packs.stream import PackStream, Parts
+from gateway.together import together
 from gateway.wire.ids import PREFIX, IdForm
 from leases.errors import Corrupt
 from leases.ports import BlobStore
@@ -74,12 +75,10 @@ class PackBuilder:
             parts = await self._parts(plan, foreign=foreign, scratch=scratch)
             longer = _longer(plan.form) * len(plan.places)
             size_bytes = plan.writer.bytes_in + plan.places.entry_bytes + longer
-            async with asyncio.TaskGroup() as tasks:
+            async with together() as tasks:
                 stream = PackStream(plan.writer, parts, tasks=tasks, size_bytes=size_bytes)
                 yield stream
                 stream.stop()
-        except BaseExceptionGroup as group:
-            raise first_failure(group) from group
         finally:
             await foreign.close()
             await scratch.close()
@@ -158,7 +157,7 @@ class PackBuilder:
                     partial(written, run, data, prefixed=longer > 0), size_bytes=len(data)
                 )
 
-        async with asyncio.TaskGroup() as tasks:
+        async with together() as tasks:
             for _ in range(self.policy.build_reads_parallel):
                 tasks.create_task(work())
 
@@ -192,7 +191,7 @@ class _Gathering:
         if len(runs) == 1:
             await read(0, runs[0])
         else:
-            async with asyncio.TaskGroup() as tasks:
+            async with together() as tasks:
                 for at, run in enumerate(runs):
                     tasks.create_task(read(at, run))
         return await _worked(partial(spliced, runs, data, prefixed=self._longer > 0), self._places)

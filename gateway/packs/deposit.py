@@ -27,8 +27,9 @@ from gateway.errors import BuildFailed
 from gateway.packs.build import PackBuilder
 from gateway.packs.flight import Deposited
 from gateway.packs.plan import Counts, Plan
-from gateway.packs.store_calls import first_failure, store_call
+from gateway.packs.store_calls import store_call
 from gateway.packs.stream import Made, PackStream
+from gateway.together import together
 from leases.engine import LeaseEngine
 from leases.errors import Conflict, Failure, LeaseEnded, LeaseMissing, StoreUnavailable
 from leases.lessor import Caller
@@ -170,17 +171,11 @@ class Deposits:
                 lease = await self._engine.lessor.extend(lease.mpack_id, caller=caller)
             except (Conflict, LeaseEnded, LeaseMissing) as refusal:
                 raise BuildFailed(mpack_id=lease.mpack_id) from refusal
-        try:
-            async with (
-                asyncio.timeout(self._left(lease)) as limit,
-                asyncio.TaskGroup() as tasks,
-            ):
-                keeping = _Keeping(lease=lease, limit=limit)
-                task = tasks.create_task(self._keep(keeping, caller))
-                yield keeping
-                task.cancel()
-        except BaseExceptionGroup as group:
-            raise first_failure(group) from group
+        async with asyncio.timeout(self._left(lease)) as limit, together() as tasks:
+            keeping = _Keeping(lease=lease, limit=limit)
+            task = tasks.create_task(self._keep(keeping, caller))
+            yield keeping
+            task.cancel()
 
     async def _keep(self, keeping: _Keeping, caller: Caller) -> None:
         half = self._engine.policy.upload_limit_seconds / 2

@@ -7,7 +7,6 @@ offset, a whole pack (raw or one zstd stream) that has to be read through.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -24,6 +23,7 @@ from gateway.packs.portions import portions
 from gateway.packs.splice import entry_head
 from gateway.packs.spool import Spool, SpoolBudget
 from gateway.packs.store_calls import store_call, stored_range
+from gateway.together import together
 from gateway.wire.ids import PREFIX
 from leases.errors import Corrupt
 from leases.ports import BlobStore, HeadsBlobs
@@ -112,7 +112,7 @@ class _Extraction:
                 self._store, key, place.offset, place.offset + place.length
             )
 
-        async with asyncio.TaskGroup() as tasks:
+        async with together() as tasks:
             for at, place in enumerate(batch):
                 self._check_size(place.object_id, place.length)
                 tasks.create_task(read(at, place))

@@ -41,8 +41,9 @@ from gateway.packs.garbage_rows import Kind
 from gateway.packs.policy import PackPolicy
 from gateway.packs.segments import segment_key
 from gateway.packs.splice import check_entry
-from gateway.packs.store_calls import first_failure, store_call, stored_range
+from gateway.packs.store_calls import store_call, stored_range
 from gateway.packs.transaction import reading, transaction, tried_again
+from gateway.together import together
 from gateway.wire.ids import object_id_of
 from leases.database import Database
 from leases.errors import Corrupt, Failure, NotFound
@@ -216,12 +217,9 @@ class Joining:
                     bad.add(one.mpack_id)
                     _log.error("segment_not_joined", segment_id=one.mpack_id, error=failure.code)
 
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(_READS_PARALLEL):
-                    tasks.create_task(work())
-        except BaseExceptionGroup as group:
-            raise first_failure(group) from group
+        async with together() as tasks:
+            for _ in range(_READS_PARALLEL):
+                tasks.create_task(work())
         return found
 
     async def _copied(self, contents: dict[str, list[tuple[Entry, bytes]]]) -> _Copy:

@@ -6,7 +6,6 @@ that is asked for by URL becomes a transient blob, gone at its deadline like eve
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection
 
 from sqlalchemy import text
@@ -18,11 +17,12 @@ from gateway.packs.plan import Counts, Plan
 from gateway.packs.policy import PackPolicy
 from gateway.packs.sharing import OpenReader
 from gateway.packs.spool import PackWriter, Spool, SpoolBudget
-from gateway.packs.store_calls import first_failure, store_call
+from gateway.packs.store_calls import store_call
 from gateway.packs.turns import BuildTurns
 from gateway.packs.uploads import Presigned
 from gateway.packs.url_life import checked_ttl, url_seconds
 from gateway.storage.availability import Admission, Need
+from gateway.together import together
 from gateway.wire.ids import IdForm
 from leases.engine import LeaseEngine
 from leases.errors import Corrupt
@@ -95,12 +95,9 @@ class ObjectUrls:
                     caller=caller,
                 )
 
-        try:
-            async with self._engine.quotas.room(repo_id, wanted), asyncio.TaskGroup() as tasks:
-                for _ in range(min(_AT_ONCE, len(large))):
-                    tasks.create_task(work())
-        except BaseExceptionGroup as group:
-            raise first_failure(group) from group
+        async with self._engine.quotas.room(repo_id, wanted), together() as tasks:
+            for _ in range(min(_AT_ONCE, len(large))):
+                tasks.create_task(work())
         return Presigned(urls=urls, inline=[one for one in object_ids if one not in urls])
 
     async def _url(

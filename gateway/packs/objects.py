@@ -12,7 +12,7 @@ from gateway.packs.policy import PackPolicy
 from gateway.packs.sharing import OpenReader
 from gateway.packs.splice import ENTRY_HEAD_BYTES_MAX, check_entry
 from gateway.packs.spool import Spool, SpoolBudget
-from gateway.packs.store_calls import first_failure, stored_range
+from gateway.packs.store_calls import stored_range
 from gateway.storage.availability import ALWAYS_THERE, Admission, Need
 from leases.errors import Corrupt
 from leases.ports import BlobStore
@@ -91,9 +91,6 @@ class ObjectReader:
             except ValueError as error:
                 message = "A segment does not hold this object."
                 raise Corrupt(message, object_id=object_id) from error
-        except BaseExceptionGroup as group:
-            await scratch.close()
-            raise first_failure(group) from group
         except BaseException:
             await scratch.close()
             raise

@@ -35,16 +35,3 @@ async def stored_range(store: BlobStore, key: str, start: int | None, stop: int 
             return await store.get(key, start, stop)
     except BlobMissing as error:
         raise IncompleteRepo(storage_key=key) from error
-
-
-def first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that made a task group end: a failure of ours before anything else."""
-    found: list[BaseException] = []
-    waiting: list[BaseException] = [group]
-    while waiting:
-        error = waiting.pop(0)
-        if isinstance(error, BaseExceptionGroup):
-            waiting += error.exceptions
-        else:
-            found.append(error)
-    return next((error for error in found if isinstance(error, Failure)), found[0])

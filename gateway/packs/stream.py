@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
 from gateway.packs.spool import PackWriter
-from gateway.packs.store_calls import first_failure
 from leases.errors import StoreUnavailable
 
 
@@ -110,8 +109,6 @@ class PackStream:
             return None
         try:
             part = await self._parts.read()
-        except BaseExceptionGroup as group:
-            self.failure = first_failure(group)
         except Exception as error:  # noqa: BLE001  told to who reads the stream
             self.failure = error
         else:

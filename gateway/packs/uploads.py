@@ -17,9 +17,10 @@ from typing import NamedTuple
 from sqlalchemy import text
 
 from gateway.errors import Incomplete, TooLarge
-from gateway.packs.store_calls import first_failure, store_call
+from gateway.packs.store_calls import store_call
 from gateway.packs.transaction import Reader
 from gateway.storage.availability import ALWAYS_THERE, Admission, Need
+from gateway.together import together
 from leases.engine import LeaseEngine
 from leases.errors import BlobMissing
 from leases.ids import new_mpack_id
@@ -149,12 +150,9 @@ class Uploads:
                     found.append(Upload(object_id, key, info.size_bytes))
                     return
 
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for object_id, keys in candidates.items():
-                    tasks.create_task(look(object_id, keys))
-        except BaseExceptionGroup as group:
-            raise first_failure(group) from group
+        async with together() as tasks:
+            for object_id, keys in candidates.items():
+                tasks.create_task(look(object_id, keys))
         for upload in found:
             if upload.size_bytes > self._bytes_max:
                 raise TooLarge(

@@ -14,8 +14,8 @@ from typing import Any
 import structlog
 from botocore.exceptions import ClientError
 
-from gateway.packs.store_calls import first_failure
 from gateway.storage.s3_errors import asking, code_of, failure_of
+from gateway.together import together
 from leases.errors import Failure, InvalidRequest, StoreUnavailable
 
 PART_BYTES = 8 * 1024 * 1024  # S3 takes 5 MiB or more, and 10,000 of them: 78 GiB.
@@ -113,26 +113,23 @@ class _SentParts:
         self.size_bytes = 0
 
     async def send_all(self, begun: list[bytes], rest: AsyncIterator[bytes]) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for number, part in enumerate(begun, start=1):
-                    await self._start(group, number, part)
-                number = len(begun)
-                async for part in rest:
-                    number += 1
-                    await self._start(group, number, part)
-        except BaseExceptionGroup as failed:
-            raise first_failure(failed) from None
+        async with together() as tasks:
+            for number, part in enumerate(begun, start=1):
+                await self._start(tasks, number, part)
+            number = len(begun)
+            async for part in rest:
+                number += 1
+                await self._start(tasks, number, part)
 
     def in_order(self) -> list[dict[str, Any]]:
         return [{"PartNumber": number, "ETag": tag} for number, tag in sorted(self.etags.items())]
 
-    async def _start(self, group: asyncio.TaskGroup, number: int, part: bytes) -> None:
+    async def _start(self, tasks: asyncio.TaskGroup, number: int, part: bytes) -> None:
         if number > PARTS_MAX:
             raise InvalidRequest("A blob is larger than S3 takes in parts of this size.")
         await self._turns.acquire()
         self.size_bytes += len(part)
-        group.create_task(self._send(number, part))
+        tasks.create_task(self._send(number, part))
 
     async def _send(self, number: int, part: bytes) -> None:
         try:
