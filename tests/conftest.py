@@ -4,7 +4,8 @@ postgres_server    one server a session (and xdist worker), in a temporary folde
 template_database  its name; migrated to head once
 new_database       `with new_database() as url:` gives a clone, in Hypothesis examples too
 database_url       one such clone, for this test alone
-engine, database   an engine and a `leases.database.Database` on it, closed afterwards
+engine             SQLAlchemy's, on that database
+database           a `leases.database.Database` on it
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from leases.database import Database
 from leases.errors import Unavailable
 from tests import secrecy
 from tests.databases import TEMPLATE, NewDatabase, cloned, make_template
+from tests.leasing import another_database
 from tests.rgw import NO_S3_SERVER, stop_server
 
 IN_CI = bool(os.environ.get("CI"))
@@ -162,10 +164,9 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 
 
 @pytest.fixture
-async def database(engine: AsyncEngine) -> AsyncIterator[Database]:
-    database = Database(engine)
-    yield database
-    await database.close()
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with another_database(database_url) as database:
+        yield database
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A live gateway, or a folder for one, for each test that asks."""
+"""A store, a live gateway, or a folder for one, for each test that asks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.databases import NewDatabase
+from tests.fakes import ListingStore
 from tests.integration.commands import Commands
 from tests.integration.gateways import LiveGateway, serving, settings_for
+
+
+@pytest.fixture
+def store() -> ListingStore:
+    """A host's store that can do everything, in memory."""
+    return ListingStore()
 
 
 @pytest.fixture

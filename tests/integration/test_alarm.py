@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -35,17 +34,6 @@ from tests.leasing import (
 
 HOUR = timedelta(hours=1)
 AT_DEFAULTS = replace(QUICK, look_ahead_seconds=0.5)
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    async with another_database(database_url) as database:
-        yield database
-
-
-@pytest.fixture
-def store() -> ListingStore:
-    return ListingStore()
 
 
 def in_time(leases: list[Lease], within_ms: int = 1000) -> bool:

@@ -22,20 +22,9 @@ from leases.postgres_ledger import PostgresLedger
 from tests.fakes import ListingStore
 from tests.integration.commands import Commands
 from tests.invariants import check_invariants
-from tests.leasing import another_database, due, engine_on, granted, granted_many, note, work_of
+from tests.leasing import due, engine_on, granted, granted_many, note, work_of
 
 ROW = "(SELECT min(mpack_id) FROM mpack_leases)"
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    async with another_database(database_url) as database:
-        yield database
-
-
-@pytest.fixture
-def store() -> ListingStore:
-    return ListingStore()
 
 
 @pytest.fixture

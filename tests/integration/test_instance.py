@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
-
-import pytest
 
 from leases.clock import SystemClock
 from leases.database import Database
@@ -28,17 +25,6 @@ from tests.leasing import (
     until_reclaimed,
     work_of,
 )
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    async with another_database(database_url) as database:
-        yield database
-
-
-@pytest.fixture
-def store() -> ListingStore:
-    return ListingStore()
 
 
 async def live_names(database: Database) -> list[str]:

@@ -16,18 +16,7 @@ from leases.model import Trigger, storage_key
 from leases.ports import BlobStore
 from tests.fakes import ListingStore, MemoryStore
 from tests.invariants import check_invariants, durable_snapshot
-from tests.leasing import QUICK, another_database, due, engine_on, granted, note
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    async with another_database(database_url) as database:
-        yield database
-
-
-@pytest.fixture
-def store() -> ListingStore:
-    return ListingStore()
+from tests.leasing import QUICK, due, engine_on, granted, note
 
 
 @pytest.fixture

@@ -60,17 +60,6 @@ def kind_of(command: Command) -> str:
 
 
 @pytest.fixture
-def store() -> ListingStore:
-    return ListingStore()
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    async with another_database(database_url) as database:
-        yield database
-
-
-@pytest.fixture
 async def engine(database: Database, store: ListingStore) -> AsyncIterator[LeaseEngine]:
     """Every test of this module ends with its invariants."""
     async with engine_on(database, store) as engine:

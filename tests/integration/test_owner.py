@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from leases.database import Database
@@ -16,17 +14,6 @@ from tests.fakes import ListingStore, MemoryStore
 from tests.leasing import QUICK, another_database, due, engine_on, granted, loaded, note, until
 
 OTHER_LOG = "00000000-0000-4000-8000-000000000000"
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    async with another_database(database_url) as database:
-        yield database
-
-
-@pytest.fixture
-def store() -> ListingStore:
-    return ListingStore()
 
 
 def mark_of(store: ListingStore) -> Mark:

@@ -23,7 +23,7 @@ from leases.policy import LeasePolicy
 from leases.quotas import COUNT_ALL, COUNT_REPOS, DUE_OF_ALL, DUE_OF_REPO, Quotas
 from leases.usage import read_usage
 from tests.factories import History, make_history
-from tests.fakes import FakeClock, ListingStore, MemoryStore
+from tests.fakes import FakeClock, MemoryStore
 from tests.integration.fetching import bench_on, settings_of
 from tests.integration.gateways import LiveGateway, serving, settings_for
 from tests.integration.test_reaper import FILL, LEASES
@@ -32,11 +32,6 @@ from tests.invariants import check_invariants
 from tests.leasing import CALLER, QUICK, engine_on, granted, reserved, until
 
 LARGE = bytes(100_000)
-
-
-@pytest.fixture
-def store() -> ListingStore:
-    return ListingStore()
 
 
 def quota(**limits: Any) -> LeasePolicy:

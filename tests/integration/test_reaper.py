@@ -42,17 +42,6 @@ OUTAGES = [StoreUnavailable(), TimeoutError(), ConnectionRefusedError()]
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    async with another_database(database_url) as database:
-        yield database
-
-
-@pytest.fixture
-def store() -> ListingStore:
-    return ListingStore()
-
-
-@pytest.fixture
 async def engine(database: Database, store: ListingStore) -> AsyncIterator[LeaseEngine]:
     """Reaps when told to. Every test that asks for it ends with all invariants."""
     async with engine_on(database, store) as engine:

@@ -16,7 +16,6 @@ from leases.reconcile import Finding, Verdict, judge
 from tests.fakes import ListingStore, MemoryStore
 from tests.invariants import check_invariants
 from tests.leasing import (
-    another_database,
     due,
     engine_on,
     granted,
@@ -27,17 +26,6 @@ from tests.leasing import (
 
 MPACK_ID = "0196f0c0a1b27abc8abcdef012345678"
 KEY = storage_key("log", MPACK_ID)
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    async with another_database(database_url) as database:
-        yield database
-
-
-@pytest.fixture
-def store() -> ListingStore:
-    return ListingStore()
 
 
 @pytest.fixture

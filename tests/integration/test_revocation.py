@@ -25,11 +25,6 @@ from tests.leasing import CALLER, another_database, due, engine_on, granted, gra
 
 
 @pytest.fixture
-def store() -> ListingStore:
-    return ListingStore()
-
-
-@pytest.fixture
 async def engine(database_url: str, store: ListingStore) -> AsyncIterator[LeaseEngine]:
     async with another_database(database_url) as database, engine_on(database, store) as engine:
         yield engine

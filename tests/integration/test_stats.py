@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -12,13 +11,7 @@ from leases.model import Trigger
 from leases.pause import Pauses
 from leases.stats import Stats, read_stats
 from tests.fakes import ListingStore
-from tests.leasing import BLOB, CALLER, another_database, due, engine_on, granted, reserved
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    async with another_database(database_url) as database:
-        yield database
+from tests.leasing import BLOB, CALLER, due, engine_on, granted, reserved
 
 
 async def test_an_empty_gateway(database: Database) -> None:
