@@ -106,8 +106,8 @@ class LeaseEngine:
     async def __aenter__(self) -> Self:
         try:
             await self._open()
-        except BaseException:
-            await self._machinery.close()
+        except BaseException:  # Given up while it waited for the database, for one.
+            await self._end()
             raise
         return self
 
@@ -183,13 +183,18 @@ class LeaseEngine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._tasks is not None
         try:
             await self.reaper.stop()
         finally:  # Whoever is impatient with the deletions leaves no task behind either.
-            for task in self._running:
-                task.cancel()
-            await self._tasks.__aexit__(None, None, None)
+            await self._end()
+
+    async def _end(self) -> None:
+        for task in self._running:
+            task.cancel()
+        try:
+            if self._tasks is not None:
+                await self._tasks.__aexit__(None, None, None)
+        finally:
             await self._machinery.close()
 
     @property
