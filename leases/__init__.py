@@ -75,7 +75,8 @@ Where to look
 
     model, decide, codec, chain, policy, circuit    pure: what there is and what may happen
     log, lookups, lessor                            append and read; grant, move and end leases
-    reaper, alarm, instance                         delete what is due; when to look; who is alive
+    reaper, settlement                              delete what is due; record what became of it
+    alarm, instance                                 when to look; who is alive
     probe, suspects                                 is the store out, or is it one blob
     owner, reconcile, audit                         whose store this is; both ways; the proof
     engine                                          all of it, to switch on

@@ -34,8 +34,9 @@ from leases.policy import LeasePolicy
 from leases.ports import BlobStore, Clock
 from leases.postgres_ledger import PostgresLedger
 from leases.quotas import Quotas
-from leases.reaper import Reaper, SweepResult
+from leases.reaper import Reaper
 from leases.reconcile import Reconciler
+from leases.settlement import SweepResult
 from leases.steps import Steps, no_steps
 from leases.timer import Timer
 

@@ -14,38 +14,26 @@ failed is tried again by itself, between two such probes: a failure then is that
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Any
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from uuid import UUID
 
 import structlog
 
-from leases.chance import chance
-from leases.circuit import Circuit, is_outage
+from leases.circuit import Circuit
 from leases.claims import Claims
-from leases.decide import decide
 from leases.deletions import Deletions
-from leases.errors import Conflict, DatabaseUnavailable, Failure
+from leases.errors import DatabaseUnavailable
 from leases.ids import new_event_id, new_mpack_id
 from leases.instance import Instance
-from leases.ledger import Due, FailedAttempt, Ledger
-from leases.lessor import Caller, new_lease_event
-from leases.log import EventLog, NewEvent
-from leases.model import (
-    Lease,
-    LeaseStuck,
-    Outcome,
-    RecordFailure,
-    RecordReclaim,
-    Trigger,
-    storage_key,
-)
+from leases.ledger import Due, Ledger
+from leases.log import EventLog
+from leases.model import Trigger, storage_key
 from leases.observe import NOBODY, Observer
 from leases.policy import LeasePolicy
-from leases.ports import BlobStore, Clock, DeleteOutcome
+from leases.ports import BlobStore, Clock
 from leases.probe import Probe
+from leases.settlement import Batch, Ended, Settlement, SweepResult, lateness_ms
 from leases.steps import Step, Steps
 from leases.suspects import Suspects
 
@@ -53,56 +41,11 @@ from leases.suspects import Suspects
 _RELEASE_RETRY_SECONDS = 0.5
 # What a dry run lists at most.
 _LOOKED_AT_MAX = 1_000_000
-_ERROR_LENGTH_MAX = 200
 # Of a batch, tried each by itself: one bad blob is found soon, and a busy store is not stormed.
 _ALONE_MAX = 64
 _NOT_AT_ALL = timedelta()
 
-_REAPER = Caller(actor="reaper")
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True, kw_only=True)
-class SweepResult:
-    """What a reap did; of a look, what it would claim."""
-
-    claimed: int = 0
-    reclaimed: int = 0
-    already_gone: int = 0
-    failed: int = 0
-    handed_back: int = 0
-    lateness_ms_max: int = 0
-    mpack_ids: list[str] = field(default_factory=list)
-
-    def add(self, other: SweepResult) -> None:
-        """Count `other` in; of the ids only the first thousand are kept."""
-        self.claimed += other.claimed
-        self.reclaimed += other.reclaimed
-        self.already_gone += other.already_gone
-        self.failed += other.failed
-        self.handed_back += other.handed_back
-        self.lateness_ms_max = max(self.lateness_ms_max, other.lateness_ms_max)
-        self.mpack_ids.extend(other.mpack_ids[: 1000 - len(self.mpack_ids)])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Batch:
-    """A claim that is being worked off; `claimed_at` is monotonic, `seen_at` the database's."""
-
-    token: UUID
-    trigger: Trigger
-    seen_at: datetime
-    claimed_at: float
-    result: SweepResult
-
-
-@dataclass(slots=True)
-class _Sorted:
-    """What became of deletions."""
-
-    gone: list[tuple[Lease, DeleteOutcome]] = field(default_factory=list)
-    failed: list[tuple[Due, BaseException]] = field(default_factory=list)
-    out: list[tuple[Due, BaseException | None]] = field(default_factory=list)
 
 
 class Reaper:
@@ -127,13 +70,10 @@ class Reaper:
         observer: Observer = NOBODY,
     ) -> None:
         self._claims = Claims(ledger, instance, clock, limit_seconds=policy.claim_limit_seconds)
-        self._event_log = log
         self._policy = policy
         self._clock = clock
-        self._instance = instance
         self._may_reap = may_reap
         self._step = steps
-        self._observer = observer
         self._log_id = log_id
         self._deletions = Deletions(
             store,
@@ -155,6 +95,16 @@ class Reaper:
             observer=observer,
         )
         self._suspects = Suspects()
+        self._settlement = Settlement(
+            claims=self._claims,
+            log=log,
+            policy=policy,
+            monotonic=clock.monotonic,
+            replica=instance.instance_id,
+            suspects=self._suspects,
+            steps=steps,
+            observer=observer,
+        )
         self._wakes: asyncio.Queue[Trigger] = asyncio.Queue(maxsize=policy.reap_workers)
         self._unsettled: list[UUID] = []
         self._busy = 0
@@ -251,7 +201,7 @@ class Reaper:
         found = await self._claims.look(limit or _LOOKED_AT_MAX, overdue=overdue)
         return SweepResult(
             claimed=len(found),
-            lateness_ms_max=max((_lateness_ms(due.lease, due.seen_at) for due in found), default=0),
+            lateness_ms_max=max((lateness_ms(due.lease, due.seen_at) for due in found), default=0),
             mpack_ids=[due.lease.mpack_id for due in found],
         )
 
@@ -310,7 +260,7 @@ class Reaper:
         result = SweepResult(claimed=len(claimed))
         if not claimed:
             return result
-        batch = _Batch(
+        batch = Batch(
             token=token,
             trigger=trigger,
             seen_at=claimed[0].seen_at,
@@ -327,173 +277,33 @@ class Reaper:
             await self._delete_alone(alone, batch)
         return result
 
-    async def _delete_together(self, claimed: Sequence[Due], batch: _Batch) -> None:
+    async def _delete_together(self, claimed: Sequence[Due], batch: Batch) -> None:
         found = await self._deletions.delete([due.lease for due in claimed])
         self._step(Step.BLOBS_DELETED)
-        ended = _sorted(claimed, found)
+        ended = Ended.of(claimed, found)
         out, ended.out = ended.out, []
-        await self._settle(ended, batch)
+        await self._settlement.settle(ended, batch)
         if out:
             if await self.probe.answers():
                 self._suspects.add(due.lease.mpack_id for due, _error in out)
-            await self._settle(_Sorted(out=out), batch)
+            await self._settlement.settle(Ended(out=out), batch)
 
-    async def _delete_alone(self, claimed: Sequence[Due], batch: _Batch) -> None:
+    async def _delete_alone(self, claimed: Sequence[Due], batch: Batch) -> None:
         """Each by itself, between two probes: if the store answers both, a failure in between is
         that blob's own, whatever it looks like, and costs an attempt.
         """
         if not await self.probe.answers():
-            await self._settle(_Sorted(out=[(due, None) for due in claimed]), batch)
+            await self._settlement.settle(Ended(out=[(due, None) for due in claimed]), batch)
             return
         found = await self._deletions.delete_each([due.lease for due in claimed])
         self._step(Step.BLOBS_DELETED)
-        ended = _sorted(claimed, found)
+        ended = Ended.of(claimed, found)
         silent = [(due, error) for due, error in ended.out if error is not None]
         if silent and await self.probe.answers():
             ended.failed += silent
             ended.out = [(due, None) for due, error in ended.out if error is None]
-        await self._settle(ended, batch)
+        await self._settlement.settle(ended, batch)
 
     async def _delete_nothing(self) -> None:
         """The probe: a deletion like any other, of a key that no blob had and none will have."""
         await self._deletions.probe(storage_key(self._log_id, new_mpack_id(self._clock.now())))
-
-    async def _settle(self, ended: _Sorted, batch: _Batch) -> None:
-        """Record what is gone and what failed, and give the rest back."""
-        # The database's time at the claim, moved on by the time since.
-        since = self._clock.monotonic() - batch.claimed_at
-        now = batch.seen_at + timedelta(seconds=since)
-        result, token, trigger = batch.result, batch.token, batch.trigger
-        result.failed += len(ended.failed)
-        result.handed_back += len(ended.out)
-        self._observer.not_deleted(trigger, failed=len(ended.failed), handed_back=len(ended.out))
-        await self._record_gone(ended.gone, result, now=now, token=token, trigger=trigger)
-        self._suspects.clear(lease.mpack_id for lease, _outcome in ended.gone)
-        if ended.failed:
-            await self._record_failed(ended.failed, now=now, token=token)
-        if ended.out:
-            ids = [due.lease.mpack_id for due, _error in ended.out]
-            pause = self._policy.retry_first_seconds
-            await self._claims.hand_back(ids, token, pause_seconds=pause)
-            errors = {type(error).__name__ for _due, error in ended.out if error is not None}
-            _log.warning("leases_handed_back", leases=len(ids), errors=sorted(errors))
-
-    async def _record_gone(
-        self,
-        gone: Sequence[tuple[Lease, DeleteOutcome]],
-        result: SweepResult,
-        *,
-        now: datetime,
-        token: UUID,
-        trigger: Trigger,
-    ) -> None:
-        facts: list[NewEvent] = []
-        for lease, outcome in gone:
-            command = RecordReclaim(outcome=Outcome(outcome.value), trigger=trigger)
-            facts += [self._fact(lease, e, token) for e in decide(lease, command, now=now)]
-        if not facts:
-            return
-        answers = await self._event_log.append_each(facts)
-        self._step(Step.RECLAIMS_RECORDED)
-        counted: list[tuple[Outcome, float]] = []
-        for (lease, outcome), answer in zip(gone, answers, strict=True):
-            if isinstance(answer, Conflict):
-                continue  # Somebody else recorded it: exactly one record, and it is theirs.
-            if isinstance(answer, BaseException):
-                raise answer
-            lateness_ms = _lateness_ms(lease, now)
-            result.reclaimed += 1
-            result.already_gone += outcome is DeleteOutcome.ALREADY_GONE
-            result.lateness_ms_max = max(result.lateness_ms_max, lateness_ms)
-            result.mpack_ids.append(lease.mpack_id)
-            counted.append((Outcome(outcome.value), lateness_ms / 1000))
-        self._observer.reclaimed(trigger, counted)
-        _log.info(
-            "leases_reclaimed",
-            leases=result.reclaimed,
-            trigger=trigger.value,
-            lateness_ms_max=result.lateness_ms_max,
-            mpack_id=result.mpack_ids[0] if len(result.mpack_ids) == 1 else None,
-        )
-
-    def _fact(self, lease: Lease, event: Any, token: UUID) -> NewEvent:
-        return new_lease_event(
-            lease.mpack_id,
-            event,
-            caller=_REAPER,
-            replica=self._instance.instance_id,
-            expected_version=lease.version,
-            claim_token=token,
-        )
-
-    async def _record_failed(
-        self, failed: Sequence[tuple[Due, BaseException]], *, now: datetime, token: UUID
-    ) -> None:
-        """Count each attempt in the row; the first one, and becoming stuck, are facts as well."""
-        noted = await self._claims.failed_before([due.lease for due, _error in failed])
-        facts: list[NewEvent] = []
-        for due, error in failed:
-            command = RecordFailure(
-                error=describe(error),
-                attempts=due.attempts + 1,
-                noted_before=due.lease.mpack_id in noted,
-                stuck_after_attempts=self._policy.stuck_after_attempts,
-            )
-            facts += [self._fact(due.lease, e, token) for e in decide(due.lease, command, now=now)]
-        answers = await self._event_log.append_each(facts) if facts else []
-        for fact, answer in zip(facts, answers, strict=True):
-            if isinstance(answer, Conflict):
-                continue
-            if isinstance(answer, BaseException):
-                raise answer
-            told = _log.error if fact.type == LeaseStuck.type else _log.warning
-            told(fact.type.replace(".", "_"), stream=fact.stream)
-        attempts = [
-            FailedAttempt(
-                mpack_id=due.lease.mpack_id,
-                attempts=due.attempts + 1,
-                error=describe(error),
-                retry_seconds=self._retry_delay(due.attempts + 1),
-            )
-            for due, error in failed
-        ]
-        await self._claims.count_failures(attempts, token)
-        self._step(Step.FAILURES_RECORDED)
-
-    def _retry_delay(self, attempts: int) -> float:
-        """Seconds until the next attempt: exponential, jittered, capped, never below the first."""
-        policy = self._policy
-        exponent = min(attempts - 1, 64)
-        delay = min(
-            policy.retry_first_seconds * policy.retry_factor**exponent, policy.retry_cap_seconds
-        )
-        spread = policy.retry_jitter_ratio
-        jitter = chance().uniform(1 - spread, 1 + spread)
-        delay = min(delay * jitter, policy.retry_cap_seconds)
-        return max(policy.retry_first_seconds, delay)
-
-
-def _sorted(claimed: Sequence[Due], found: Mapping[str, DeleteOutcome | BaseException]) -> _Sorted:
-    """By what is to be done; what was not tried is handed back with what the store left open."""
-    ended = _Sorted()
-    for due in claimed:
-        answer = found.get(due.lease.storage_key)
-        if isinstance(answer, DeleteOutcome):
-            ended.gone.append((due.lease, answer))
-        elif answer is None or is_outage(answer):
-            ended.out.append((due, answer))
-        else:
-            ended.failed.append((due, answer))
-    return ended
-
-
-def _lateness_ms(lease: Lease, now: datetime) -> int:
-    return max(0, (now - lease.delete_at) // timedelta(milliseconds=1))
-
-
-def describe(error: BaseException) -> str:
-    """An error for the log and the row: its kind, and our own words; never a store's, which may
-    repeat a signed URL.
-    """
-    told = f": {error.message}" if isinstance(error, Failure) else ""
-    return f"{type(error).__name__}{told}"[:_ERROR_LENGTH_MAX]

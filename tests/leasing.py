@@ -18,9 +18,10 @@ from leases.engine import LeaseEngine
 from leases.ids import new_mpack_id
 from leases.lessor import Caller
 from leases.log import NewEvent
-from leases.model import Lease, LeaseKind
+from leases.model import Lease, LeaseKind, Trigger
 from leases.policy import LeasePolicy
 from leases.ports import BlobStore
+from leases.settlement import SweepResult
 from tests.databases import driver_url
 
 CALLER = Caller(actor="test", request_id="request-1")
@@ -99,6 +100,18 @@ async def due(database: Database, lease: Lease) -> None:
         "SELECT pg_sleep(greatest(0, extract(epoch FROM $1 - clock_timestamp())) + 0.002)",
         lease.delete_at,
     )
+
+
+async def due_lease(engine: LeaseEngine) -> Lease:
+    """An active lease whose deadline has passed."""
+    lease = await granted(engine)
+    await due(engine.database, lease)
+    return lease
+
+
+async def reap(engine: LeaseEngine) -> SweepResult:
+    """One batch, as when the alarm rings."""
+    return await engine.reaper.reap_once(Trigger.ALARM)
 
 
 async def loaded(engine: LeaseEngine, lease: Lease) -> Lease:

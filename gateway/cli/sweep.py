@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from gateway.service import Service
     from gateway.settings import Settings
-    from leases.reaper import SweepResult
     from leases.reconcile import ReconcileResult
+    from leases.settlement import SweepResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,7 @@ async def _check_allowed(service: Service) -> None:
 
 
 async def _sweep(service: Service, asked: _Asked, *, stop: asyncio.Event) -> SweepResult:
-    from leases.reaper import SweepResult
+    from leases.settlement import SweepResult
     from leases.stats import read_stats
 
     due = (await read_stats(service.database)).overdue

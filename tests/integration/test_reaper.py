@@ -8,14 +8,13 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-import asyncpg
 import pytest
 
 from leases.claims import CLAIM
 from leases.clock import SystemClock
 from leases.database import Database
 from leases.engine import LeaseEngine
-from leases.errors import DatabaseUnavailable, StoreUnavailable
+from leases.errors import StoreUnavailable
 from leases.model import Lease, LeaseState, Outcome, Trigger
 from leases.ports import DeleteOutcome
 from tests.fakes import ListingStore, MemoryStore
@@ -25,11 +24,13 @@ from tests.leasing import (
     QUICK,
     another_database,
     due,
+    due_lease,
     engine_on,
     forget_attempts_pause,
     granted,
     granted_many,
     loaded,
+    reap,
     reserved,
     types_of,
     until,
@@ -47,16 +48,6 @@ async def engine(database: Database, store: ListingStore) -> AsyncIterator[Lease
     async with engine_on(database, store) as engine:
         yield engine
     await check_invariants(database, store)
-
-
-async def due_lease(engine: LeaseEngine) -> Lease:
-    lease = await granted(engine)
-    await due(engine.database, lease)
-    return lease
-
-
-async def reap(engine: LeaseEngine) -> Any:
-    return await engine.reaper.reap_once(Trigger.ALARM)
 
 
 # What goes well. ---------------------------------------------------------------------------------
@@ -196,61 +187,7 @@ async def test_whatever_a_hosts_delete_returns_it_has_deleted(
     await check_invariants(database, store)
 
 
-async def test_the_records_time_is_the_databases(engine: LeaseEngine) -> None:
-    lease = await due_lease(engine)
-    await reap(engine)
-    found = await loaded(engine, lease)
-    last = (await engine.log.read_stream(f"lease/{lease.mpack_id}"))[-1]
-    assert found.reclaimed_at is not None
-    assert lease.delete_at <= found.reclaimed_at <= last.recorded_at + timedelta(milliseconds=100)
-
-
 # What goes wrong with one blob. ------------------------------------------------------------------
-
-
-async def test_a_failed_delete_is_noted_and_tried_again_a_second_later(
-    engine: LeaseEngine, store: ListingStore
-) -> None:
-    lease = await due_lease(engine)
-    store.fail_next_deletes(1, BROKEN)
-    assert (await reap(engine)).failed == 1
-    work = await work_of(engine.database, lease)
-    assert (work["attempts"], work["last_error"], work["claimed_by"]) == (1, "RuntimeError", None)
-    assert work["next_attempt_at"] - work["now"] > timedelta(seconds=0.9)
-    assert (await reap(engine)).claimed == 0
-    await forget_attempts_pause(engine.database)
-    assert (await reap(engine)).reclaimed == 1
-    assert (await types_of(engine, lease))[2:] == ["lease.cleanup_failed", "lease.reclaimed"]
-
-
-async def test_only_the_first_failure_is_a_fact_and_the_eighth_is_stuck(
-    engine: LeaseEngine, store: ListingStore
-) -> None:
-    lease = await due_lease(engine)
-    store.fail_next_deletes(10, BROKEN)
-    stuck = []
-    for _ in range(10):
-        await reap(engine)
-        stuck.append((await loaded(engine, lease)).stuck)
-        await forget_attempts_pause(engine.database)
-    assert stuck == [False] * 7 + [True] * 3
-    assert (await work_of(engine.database, lease))["attempts"] == 10
-    await reap(engine)
-    assert (await types_of(engine, lease))[2:] == [
-        "lease.cleanup_failed",
-        "lease.stuck",
-        "lease.reclaimed",
-    ]
-    assert not (await loaded(engine, lease)).stuck
-
-
-async def test_waits_grow_and_stay_between_a_second_and_an_hour(engine: LeaseEngine) -> None:
-    delays = [
-        [engine.reaper._retry_delay(attempts) for _ in range(200)] for attempts in range(1, 99)
-    ]
-    assert min(map(min, delays)) >= 1
-    assert max(map(max, delays)) <= 3600
-    assert min(delays[5]) > max(delays[3])
 
 
 async def test_one_broken_blob_does_not_hold_up_the_others(
@@ -618,161 +555,6 @@ async def test_single_deletes_report_each_for_itself(database: Database) -> None
         await forget_attempts_pause(database)
         assert (await reap(engine)).reclaimed == 1
     await check_invariants(database, store)
-
-
-# What goes wrong with the database. --------------------------------------------------------------
-
-
-class _LosesRecords(Database):
-    """Carries the chosen statements out, but nobody hears of it."""
-
-    lose: str | None = None
-
-    def another(self) -> Database:
-        return self
-
-    def held(self) -> Database:
-        return self
-
-    async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
-        rows = await super().fetch(sql, *args)
-        if self.lose is not None and self.lose in sql:
-            raise DatabaseUnavailable(cause="the answer was lost")
-        return rows
-
-
-async def test_a_lost_answer_to_the_record_leads_to_no_second_one(
-    database: Database, store: ListingStore
-) -> None:
-    lossy = _LosesRecords(database.engine)
-    async with engine_on(lossy, store) as engine:
-        lease = await due_lease(engine)
-        lossy.lose = "append_events"
-        with pytest.raises(DatabaseUnavailable):
-            await reap(engine)
-        lossy.lose = None
-        assert (await engine.reaper.sweep(Trigger.COMMAND)).claimed == 0
-        assert (await types_of(engine, lease)).count("lease.reclaimed") == 1
-    await lossy.close()
-    await check_invariants(database, store)
-
-
-class _Refuses(Database):
-    """Does not answer what is named."""
-
-    refuse: str | None = None
-
-    def another(self) -> Database:
-        return self
-
-    def held(self) -> Database:
-        return self
-
-    async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
-        if self.refuse is not None and self.refuse in sql:
-            raise DatabaseUnavailable(cause="refused")
-        return await super().fetch(sql, *args)
-
-
-async def test_after_a_database_outage_claims_are_not_held_to_their_limit(
-    database: Database, store: ListingStore
-) -> None:
-    """The deletion was done when the database went; the same process takes the row up again
-    within seconds of its end, not after the claim's thirty.
-    """
-    refusing = _Refuses(database.engine)
-    async with engine_on(refusing, store, watch=True) as engine:
-        refusing.refuse = "append_events"
-
-        async def claimed() -> bool:
-            rows = await database.fetch("SELECT FROM mpack_leases WHERE claimed_by IS NOT NULL")
-            return bool(rows)
-
-        refusing.refuse = None
-        lease = await granted(engine, ttl_seconds=0.2)
-        refusing.refuse = "append_events"
-        await until(claimed)
-        await engine.clock.sleep(1.5)
-        refusing.refuse = None
-        (found,) = await until_reclaimed(engine, lease)
-        assert found.lateness_ms is not None
-        assert found.lateness_ms < 6000
-    await refusing.close()
-    await check_invariants(database, store)
-
-
-async def test_a_claim_that_was_taken_over_cannot_record(
-    database: Database, database_url: str, store: ListingStore
-) -> None:
-    """Its holder was so slow that its limit passed; the other one's record stands alone."""
-    policy = replace(QUICK, claim_limit_seconds=0.2, delete_timeout_seconds=0.1)
-    slow = replace(policy, claim_limit_seconds=30, delete_timeout_seconds=20)
-    async with engine_on(database, store, slow) as engine:
-        lease = await due_lease(engine)
-        may_go_on, under_way = asyncio.Event(), asyncio.Event()
-
-        async def hang(_key: str) -> None:
-            under_way.set()
-            await may_go_on.wait()
-
-        store.on_delete = hang
-        first = asyncio.ensure_future(reap(engine))
-        await under_way.wait()
-        store.on_delete = None
-        await database.execute("UPDATE mpack_leases SET claimed_until = clock_timestamp()")
-        async with (
-            another_database(database_url) as elsewhere,
-            engine_on(elsewhere, store, policy) as other,
-        ):
-            assert (await reap(other)).reclaimed == 1
-        may_go_on.set()
-        assert ((await first).claimed, (await first).reclaimed) == (1, 0)
-        assert (await types_of(engine, lease)).count("lease.reclaimed") == 1
-    await check_invariants(database, store)
-
-
-async def test_leaving_waits_for_what_is_being_deleted(
-    database: Database, store: ListingStore
-) -> None:
-    under_way = asyncio.Event()
-
-    async def slowly(_key: str) -> None:
-        under_way.set()
-        await SystemClock().sleep(0.2)
-
-    async with engine_on(database, store) as engine:
-        lease = await due_lease(engine)
-        store.on_delete = slowly
-        reaping = asyncio.ensure_future(reap(engine))
-        await under_way.wait()
-    assert (await reaping).reclaimed == 1
-    assert lease.storage_key not in store.blobs
-    await check_invariants(database, store)
-
-
-async def test_leaving_in_a_hurry_leaves_no_task_behind(
-    database: Database, store: ListingStore
-) -> None:
-    engine = LeaseEngine(database, store, QUICK)
-    under_way, never = asyncio.Event(), asyncio.Event()
-
-    async def hang(_key: str) -> None:
-        under_way.set()
-        await never.wait()
-
-    async def serve() -> None:
-        async with engine:
-            store.on_delete = hang
-            await granted(engine, ttl_seconds=0.01)
-            await under_way.wait()
-
-    serving = asyncio.ensure_future(serve())
-    await under_way.wait()
-    await asyncio.wait([serving], timeout=0.05)
-    serving.cancel()
-    await asyncio.wait([serving], timeout=2)
-    assert serving.cancelled()
-    assert all(task.done() for task in engine._running)
 
 
 async def test_nothing_is_reaped_while_it_is_not_allowed(

@@ -8,6 +8,7 @@ APPEND = "schema/migrations/sql/0001_log.sql"
 DECIDE = "leases/decide.py"
 CLAIMS = "leases/claims.py"
 REAPER = "leases/reaper.py"
+SETTLEMENT = "leases/settlement.py"
 DELETIONS = "leases/deletions.py"
 RECONCILE = "leases/reconcile.py"
 OWNER = "leases/owner.py"
@@ -229,23 +230,23 @@ _REAP = (
     ),
     _bug(
         "hand-back-forgotten",
-        REAPER,
-        "await self._claims.hand_back(ids, token, pause_seconds=pause)",
+        SETTLEMENT,
+        "await self._claims.hand_back(ids, batch.token, pause_seconds=pause)",
         "_ = (ids, pause)",
         says="after an outage leases wait for the claim limit",
     ),
     _bug(
         "outage-charged",
-        REAPER,
+        SETTLEMENT,
         "elif answer is None or is_outage(answer):",
         "elif answer is None:",
         says="an outage of the store costs attempts, and makes leases stuck",
     ),
     _bug(
         "record-by-process-clock",
-        REAPER,
-        "now = batch.seen_at + timedelta(seconds=since)",
-        "now = self._clock.now()",
+        SETTLEMENT,
+        "now = batch.seen_at + timedelta(seconds=self._monotonic() - batch.claimed_at)",
+        "now = datetime.now(batch.seen_at.tzinfo)",
         says="lateness is counted by the process's clock",
     ),
     _bug(

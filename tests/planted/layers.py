@@ -16,6 +16,7 @@ from tests.planted.bugs import (
     OWNER,
     REAPER,
     RECONCILE,
+    SETTLEMENT,
     STREAM,
     TIMER,
     Bug,
@@ -25,7 +26,7 @@ _UNIT = (
     *("test_decide", "test_chain", "test_codec", "test_circuit", "test_batch_size"),
     *("test_lease_policy", "test_url_seconds", "test_s3_signing", "test_deletions"),
 )
-_REAPS = ("test_reaper", "test_s3_leases")
+_REAPS = ("test_reaper", "test_settlement", "test_s3_leases")
 _SHARES = ("test_fetch_sharing", "test_fetch_routes")
 # What of the gateway the quick layers look at.
 _PURE = ("gateway/packs/url_life.py", "gateway/storage/s3_deletions.py")
@@ -37,11 +38,12 @@ _MEETS: Mapping[str, Sequence[str]] = {
     DECIDE: ("test_lessor", "test_reaper", "test_reconcile"),
     CLAIMS: (*_REAPS, "test_instance"),
     REAPER: _REAPS,
+    SETTLEMENT: _REAPS,
     DELETIONS: _REAPS,
     BULK: ("test_s3_store", "test_s3_leases"),
     ALARM: ("test_alarm", "test_instance"),
     TIMER: ("test_alarm",),
-    "leases/engine.py": ("test_alarm", "test_owner"),
+    "leases/engine.py": ("test_engine", "test_alarm", "test_owner"),
     OWNER: ("test_owner", "test_pause"),
     RECONCILE: ("test_reconcile",),
     DEPOSIT: (*_SHARES, "test_fetch_streaming"),

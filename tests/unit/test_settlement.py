@@ -1,11 +1,12 @@
-"""What the reaper tells of an error is its kind and our own words."""
+"""What is told of a failed deletion is its kind and our own words, and when it is tried again."""
 
 from __future__ import annotations
 
 import pytest
 
 from leases.errors import StoreUnavailable
-from leases.reaper import describe
+from leases.policy import LeasePolicy
+from leases.settlement import describe, retry_seconds
 
 SECRET = "https://blobs.example/key?X-Amz-Signature=5ec4e7"
 
@@ -34,3 +35,12 @@ def test_our_own_words_are() -> None:
 
 def test_it_is_short() -> None:
     assert len(describe(StoreUnavailable("x" * 1000))) == 200
+
+
+def test_waits_grow_and_stay_between_a_second_and_an_hour() -> None:
+    delays = [
+        [retry_seconds(LeasePolicy(), attempts) for _ in range(200)] for attempts in range(1, 99)
+    ]
+    assert min(map(min, delays)) >= 1
+    assert max(map(max, delays)) <= 3600
+    assert min(delays[5]) > max(delays[3])
