@@ -70,7 +70,14 @@ class _Work:
         self._ids = list(line.commit_ids)
         self._fetched = 1
         ledger = PostgresLedger(service.database)
-        self._claims = Claims(ledger, service.engine.instance, service.clock, limit_seconds=30)
+        engine = service.engine
+        self._claims = Claims(
+            ledger,
+            engine.instance,
+            service.clock,
+            database_clock=engine.database_clock,
+            limit_seconds=30,
+        )
 
     async def chunk(self) -> Turn:
         history = History()

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from uuid import UUID
 
+from leases.database_clock import DatabaseClock
 from leases.instance import Instance
 from leases.ledger import Due, FailedAttempt, Ledger
 from leases.lessor import LEASE_COLUMNS, lease_stream
@@ -78,28 +79,30 @@ class Claims:
         instance: Instance,
         clock: Clock,
         *,
+        database_clock: DatabaseClock,
         limit_seconds: float,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
+        self._database_clock = database_clock
         self._instance = instance
         self._limit = timedelta(seconds=limit_seconds)
 
     async def take(self, count: int, token: UUID, *, overdue: timedelta = timedelta()) -> list[Due]:
         """Up to `count` leases, overdue by so much, oldest first, which nobody else may delete now.
 
-        `seen_at` is the claim's time, moved on to now by the time since its answer came.
+        `seen_at` is the claim's time.
         """
         name = self._instance.claim_name
+        asked_at = self._clock.monotonic()
         found, now = await self._ledger.claim(
             count, name, limit=self._limit, token=token, overdue=overdue
         )
+        self._database_clock.observe(now, asked_at=asked_at)
         if not found:
             return []
-        answered_at = self._clock.monotonic()
         rows = await self._ledger.claimed(name, token)
-        since = timedelta(seconds=self._clock.monotonic() - answered_at)
-        claimed = [Due(lease, attempts, now + since) for lease, attempts in rows]
+        claimed = [Due(lease, attempts, now) for lease, attempts in rows]
         return sorted(claimed, key=lambda due: due.lease.delete_at)
 
     async def look(self, count: int, *, overdue: timedelta = timedelta()) -> Sequence[Due]:

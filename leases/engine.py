@@ -132,6 +132,7 @@ class LeaseEngine:
             store=self.store,
             policy=self.policy,
             clock=self.clock,
+            database_clock=self.database_clock,
             instance=self.instance,
             log_id=self.log_id,
             may_reap=self.owner.may_reap,

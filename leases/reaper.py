@@ -22,6 +22,7 @@ import structlog
 
 from leases.circuit import Circuit
 from leases.claims import Claims
+from leases.database_clock import DatabaseClock
 from leases.deletions import Deletions
 from leases.errors import DatabaseUnavailable
 from leases.ids import new_event_id, new_mpack_id
@@ -63,13 +64,20 @@ class Reaper:
         store: BlobStore,
         policy: LeasePolicy,
         clock: Clock,
+        database_clock: DatabaseClock,
         instance: Instance,
         log_id: str,
         may_reap: Callable[[], bool],
         steps: Steps,
         observer: Observer = NOBODY,
     ) -> None:
-        self._claims = Claims(ledger, instance, clock, limit_seconds=policy.claim_limit_seconds)
+        self._claims = Claims(
+            ledger,
+            instance,
+            clock,
+            database_clock=database_clock,
+            limit_seconds=policy.claim_limit_seconds,
+        )
         self._policy = policy
         self._clock = clock
         self._may_reap = may_reap
@@ -99,7 +107,7 @@ class Reaper:
             claims=self._claims,
             log=log,
             policy=policy,
-            monotonic=clock.monotonic,
+            database_clock=database_clock,
             replica=instance.instance_id,
             suspects=self._suspects,
             steps=steps,
@@ -260,13 +268,7 @@ class Reaper:
         result = SweepResult(claimed=len(claimed))
         if not claimed:
             return result
-        batch = Batch(
-            token=token,
-            trigger=trigger,
-            seen_at=claimed[0].seen_at,
-            claimed_at=self._clock.monotonic(),
-            result=result,
-        )
+        batch = Batch(token=token, trigger=trigger, claimed_at=claimed[0].seen_at, result=result)
         self._step(Step.LEASES_CLAIMED)
         alone = [due for due in claimed if due.lease.mpack_id in self._suspects][:_ALONE_MAX]
         apart = {due.lease.mpack_id for due in alone}

@@ -7,7 +7,7 @@ What if we die …
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,6 +18,7 @@ import structlog
 from leases.chance import chance
 from leases.circuit import is_outage
 from leases.claims import Claims
+from leases.database_clock import DatabaseClock
 from leases.decide import decide
 from leases.errors import Conflict, Failure
 from leases.ledger import Due, FailedAttempt
@@ -61,12 +62,11 @@ class SweepResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """A claim that is being worked off; `claimed_at` is monotonic, `seen_at` the database's."""
+    """A claim that is being worked off; `claimed_at` is the database's time."""
 
     token: UUID
     trigger: Trigger
-    seen_at: datetime
-    claimed_at: float
+    claimed_at: datetime
     result: SweepResult
 
 
@@ -104,7 +104,7 @@ class Settlement:
         claims: Claims,
         log: EventLog,
         policy: LeasePolicy,
-        monotonic: Callable[[], float],
+        database_clock: DatabaseClock,
         replica: str,
         suspects: Suspects,
         steps: Steps,
@@ -113,7 +113,7 @@ class Settlement:
         self._claims = claims
         self._event_log = log
         self._policy = policy
-        self._monotonic = monotonic
+        self._database_clock = database_clock
         self._replica = replica
         self._suspects = suspects
         self._step = steps
@@ -124,8 +124,8 @@ class Settlement:
 
         Errors: DatabaseUnavailable, after which some of it may stand.
         """
-        # The database's time at the claim, moved on by the time since.
-        now = batch.seen_at + timedelta(seconds=self._monotonic() - batch.claimed_at)
+        # Never ahead of the database: the time of the claim, or a later estimate.
+        now = max(batch.claimed_at, self._database_clock.now())
         failed = ended.failed
         batch.result.failed += len(failed)
         batch.result.handed_back += len(ended.out)

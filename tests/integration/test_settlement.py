@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -78,6 +78,20 @@ class _Refuses(_Wire):
         return await super().fetch(sql, *args)
 
 
+class _AnswersLate(_Wire):
+    """Carries it out, and is heard of half a second later; `heard_at` is the database's time."""
+
+    heard_at: datetime | None = None
+
+    async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
+        rows = await super().fetch(sql, *args)
+        if self.concerns(sql):
+            await super().fetch("SELECT pg_sleep(0.5)")
+            (row,) = await super().fetch("SELECT clock_timestamp() AS now")
+            self.heard_at = row["now"]
+        return rows
+
+
 async def test_the_records_time_is_the_databases(engine: LeaseEngine) -> None:
     lease = await due_lease(engine)
     await reap(engine)
@@ -85,6 +99,23 @@ async def test_the_records_time_is_the_databases(engine: LeaseEngine) -> None:
     last = (await engine.log.read_stream(f"lease/{lease.mpack_id}"))[-1]
     assert found.reclaimed_at is not None
     assert lease.delete_at <= found.reclaimed_at <= last.recorded_at + timedelta(milliseconds=100)
+
+
+async def test_a_claim_that_is_heard_of_late_makes_the_record_no_earlier(
+    database: Database, store: ListingStore
+) -> None:
+    """The blob went after that, so a proof that counts from the claim would be a lie."""
+    wire = _AnswersLate(database.engine)
+    async with engine_on(wire, store) as engine:
+        lease = await due_lease(engine)
+        wire.named = "SET claimed_by = $2"
+        await reap(engine)
+        found = await loaded(engine, lease)
+        assert found.reclaimed_at is not None
+        assert wire.heard_at is not None
+        assert found.reclaimed_at > wire.heard_at - timedelta(seconds=0.25)
+    await wire.close()
+    await check_invariants(database, store)
 
 
 async def test_a_failed_delete_is_noted_and_tried_again_a_second_later(

@@ -245,8 +245,8 @@ _REAP = (
     _bug(
         "record-by-process-clock",
         SETTLEMENT,
-        "now = batch.seen_at + timedelta(seconds=self._monotonic() - batch.claimed_at)",
-        "now = datetime.now(batch.seen_at.tzinfo)",
+        "now = max(batch.claimed_at, self._database_clock.now())",
+        "now = self._database_clock._clock.now()",
         says="lateness is counted by the process's clock",
     ),
     _bug(

@@ -30,8 +30,9 @@ from tests.simulation.records import Records
 from tests.simulation.store import Blobs
 
 LATE_MAX = timedelta(seconds=1)
-# The reaper's time is the database's at its claim, moved on.
+# The reaper's time is an estimate of the database's: as exact as a quick answer, and never ahead.
 _AHEAD_MAX = timedelta(milliseconds=10)
+_BEHIND_MAX = timedelta(milliseconds=100)
 # A replica looks twice a second, and ends the batch that it is at.
 _OBEYED_WITHIN = timedelta(seconds=6)
 _RANKS = {LeaseState.RESERVED: 0, LeaseState.ACTIVE: 1, LeaseState.RECLAIMED: 2}
@@ -68,6 +69,7 @@ class Oracle:
     strangers: set[str] = field(default_factory=set)
     _leases: dict[str, Lease] = field(default_factory=dict)
     _returned: set[str] = field(default_factory=set)
+    _gone_at: dict[str, datetime] = field(default_factory=dict)
     _paused_at: datetime | None = None
 
     def _lease(self, mpack_id: str) -> Lease | None:
@@ -84,6 +86,8 @@ class Oracle:
         mpack_id = key.rpartition("/")[2]
         lease, now = self._lease(mpack_id), self.records.clock()
         self._while_paused(now, mpack_id)
+        if key in self.blobs.sizes:
+            self._gone_at.setdefault(key, now)
         if lease is None:
             if key in self.blobs.sizes:
                 self.complain(f"I4: {key} is deleted without a row", mpack_id)
@@ -175,6 +179,11 @@ class Oracle:
             self.complain(f"I9: told {fact.lateness_ms} ms, at {fact.reclaimed_at}", name)
         if fact.reclaimed_at > moment + _AHEAD_MAX:
             self.complain(f"I9: told of {fact.reclaimed_at} at {moment}", name)
+        gone_at = self._gone_at.get(lease.storage_key, lease.delete_at)
+        if fact.reclaimed_at < gone_at - _BEHIND_MAX and not self.fault_between(
+            lease.delete_at, moment, "slow database"
+        ):
+            self.complain(f"I9: told of {fact.reclaimed_at}, and it went at {gone_at}", name)
         if not self.fault_between(lease.delete_at, moment):
             if moment - fact.reclaimed_at > LATE_MAX:
                 self.complain(f"I9: told of {fact.reclaimed_at} at {moment}", name)

@@ -138,6 +138,13 @@ def test_a_lateness_that_is_not_true(scene: Scene) -> None:
     assert "told 0 ms" in scene.found
 
 
+def test_an_end_that_is_told_before_the_blob_went(scene: Scene) -> None:
+    scene.now = scene.due_at + SECOND / 2
+    scene.blobs.delete(scene.key)
+    scene.reclaim()
+    assert "and it went at" in scene.found
+
+
 def test_a_renewal_that_shortens_or_comes_too_late(scene: Scene) -> None:
     scene.append(LeaseRenewed(expires_at=scene.now, delete_at=scene.now))
     scene.now += SECOND
