@@ -64,6 +64,8 @@ What each failure does
                                     stuck, which is persisted and alerted on
     one blob fails as if the        a probe shows that it is not; that blob is tried by itself, and
     store were out                  its failures then count as its own
+    one lease's end is not taken    as by a stream that contradicts itself: that costs this lease an
+                                    attempt, and keeps nobody else waiting
     a timed-out PUT lands late      reconcile finds a blob of a closed lease and deletes it
     the database lost its tail      the store's mark shows it; reaping pauses until a human looked
     the wrong database              the mark belongs to another log; reaping pauses

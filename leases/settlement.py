@@ -3,6 +3,9 @@
 What if we die …
 - before the record of what is gone: its rows are due again, and deleting again finds nothing;
 - between the facts of failures and their counts: those attempts cost nothing.
+
+A lease whose end the database refuses to record pays with an attempt, like one whose blob cannot
+be deleted. So it comes back ever more rarely, and the rest of its batch does not wait for it.
 """
 
 from __future__ import annotations
@@ -20,10 +23,10 @@ from leases.circuit import is_outage
 from leases.claims import Claims
 from leases.database_clock import DatabaseClock
 from leases.decide import decide
-from leases.errors import Conflict, Failure
+from leases.errors import Conflict, DatabaseUnavailable, Failure
 from leases.ledger import Due, FailedAttempt
 from leases.lessor import Caller, new_lease_event
-from leases.log import EventLog, NewEvent
+from leases.log import Answer, EventLog, NewEvent
 from leases.model import Lease, LeaseStuck, Outcome, RecordFailure, RecordReclaim, Trigger
 from leases.observe import Observer
 from leases.policy import LeasePolicy
@@ -126,11 +129,10 @@ class Settlement:
         """
         # Never ahead of the database: the time of the claim, or a later estimate.
         now = max(batch.claimed_at, self._database_clock.now())
-        failed = ended.failed
+        failed = ended.failed + await self._record_gone(ended.gone, batch, now=now)
         batch.result.failed += len(failed)
         batch.result.handed_back += len(ended.out)
         self._observer.not_deleted(batch.trigger, failed=len(failed), handed_back=len(ended.out))
-        await self._record_gone(ended.gone, batch, now=now)
         if failed:
             await self._record_failed(failed, now=now, token=batch.token)
         if ended.out:
@@ -142,22 +144,24 @@ class Settlement:
 
     async def _record_gone(
         self, gone: Sequence[tuple[Due, DeleteOutcome]], batch: Batch, *, now: datetime
-    ) -> None:
+    ) -> list[tuple[Due, BaseException]]:
+        """Answers those whose end the database would not take, and why."""
         facts: list[NewEvent] = []
         for due, outcome in gone:
             command = RecordReclaim(outcome=Outcome(outcome.value), trigger=batch.trigger)
             facts += self._facts(due.lease, decide(due.lease, command, now=now), batch.token)
         if not gone:
-            return
+            return []
         answers = await self._event_log.append_each(facts)
         self._step(Step.RECLAIMS_RECORDED)
-        result = batch.result
+        result, refused = batch.result, list[tuple[Due, BaseException]]()
         counted: list[tuple[Outcome, float]] = []
-        for (due, outcome), answer in zip(gone, answers, strict=True):
+        for (due, outcome), fact, answer in zip(gone, facts, answers, strict=True):
             if isinstance(answer, Conflict):
                 continue  # Somebody else recorded it: exactly one record, and it is theirs.
-            if isinstance(answer, BaseException):
-                raise answer
+            if (error := _refusal(fact, answer)) is not None:
+                refused.append((due, error))
+                continue
             overdue_ms = lateness_ms(due.lease, now)
             result.reclaimed += 1
             result.already_gone += outcome is DeleteOutcome.ALREADY_GONE
@@ -173,6 +177,7 @@ class Settlement:
             lateness_ms_max=result.lateness_ms_max,
             mpack_id=result.mpack_ids[0] if len(result.mpack_ids) == 1 else None,
         )
+        return refused
 
     def _facts(self, lease: Lease, events: Sequence[Any], token: UUID) -> list[NewEvent]:
         return [
@@ -203,10 +208,8 @@ class Settlement:
             facts += self._facts(due.lease, decide(due.lease, command, now=now), token)
         answers = await self._event_log.append_each(facts)
         for fact, answer in zip(facts, answers, strict=True):
-            if isinstance(answer, Conflict):
+            if isinstance(answer, Conflict) or _refusal(fact, answer) is not None:
                 continue
-            if isinstance(answer, BaseException):
-                raise answer
             told = _log.error if fact.type == LeaseStuck.type else _log.warning
             told(fact.type.replace(".", "_"), stream=fact.stream)
         attempts = [
@@ -220,6 +223,17 @@ class Settlement:
         ]
         await self._claims.count_failures(attempts, token)
         self._step(Step.FAILURES_RECORDED)
+
+
+def _refusal(fact: NewEvent, answer: Answer) -> BaseException | None:
+    """Why the database answered and did not take this fact. Errors: DatabaseUnavailable."""
+    if isinstance(answer, DatabaseUnavailable):
+        raise answer
+    if not isinstance(answer, BaseException):
+        return None
+    name = type(answer).__name__
+    _log.error("fact_refused", stream=fact.stream, type=fact.type, error=name)
+    return answer
 
 
 def retry_seconds(policy: LeasePolicy, attempts: int) -> float:

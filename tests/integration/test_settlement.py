@@ -14,16 +14,18 @@ import pytest
 from leases.database import Database
 from leases.engine import LeaseEngine
 from leases.errors import DatabaseUnavailable
-from leases.model import Trigger
+from leases.model import LeaseState, Trigger
 from tests.fakes import ListingStore
 from tests.invariants import check_invariants
 from tests.leasing import (
     QUICK,
     another_database,
+    due,
     due_lease,
     engine_on,
     forget_attempts_pause,
     granted,
+    granted_many,
     loaded,
     reap,
     types_of,
@@ -152,6 +154,35 @@ async def test_only_the_first_failure_is_a_fact_and_the_eighth_is_stuck(
         "lease.reclaimed",
     ]
     assert not (await loaded(engine, lease)).stuck
+
+
+async def test_a_record_that_the_database_refuses_holds_up_nobody_else(
+    database: Database, store: ListingStore
+) -> None:
+    """Its stream contradicts itself: the place of its next event is taken, unknown to the table."""
+    async with engine_on(database, store) as engine:
+        good, bad, locked = await granted_many(engine, 3)
+        for table, column in (("event_streams", "stream"), ("mpack_leases", "mpack_id")):
+            await database.execute(
+                f"UPDATE {table} SET version = 1 WHERE {column} LIKE '%' || $1", bad.mpack_id
+            )
+        for lease in (good, bad, locked):
+            await due(database, lease)
+
+        async def fail(key: str) -> None:
+            if key == locked.storage_key:
+                raise PermissionError
+
+        store.on_delete = fail
+        result = await reap(engine)
+        assert (result.claimed, result.reclaimed, result.failed) == (3, 1, 2)
+        assert (await loaded(engine, good)).state is LeaseState.RECLAIMED
+        notes = [await work_of(database, lease) for lease in (bad, locked)]
+        assert [note["last_error"] for note in notes] == [
+            "UniqueViolationError",
+            "PermissionError",
+        ]
+        assert [(note["attempts"], note["claimed_by"]) for note in notes] == [(1, None)] * 2
 
 
 async def test_a_lost_answer_to_the_record_leads_to_no_second_one(
