@@ -8,6 +8,7 @@ connection is enough.
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -29,6 +30,11 @@ _SESSION_SETTINGS = (
 )
 # A statement of ours takes milliseconds; a database silent for this long counts as gone.
 STATEMENT_SECONDS_MAX = 30.0
+
+# A host that dies says nothing, and who waits for its answer would wait for ever. The first limits
+# are for a host that took what was sent, the other is for one that does not even do that.
+_SILENT_SECONDS = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
+_UNTAKEN_MS_MAX = 30_000
 
 _OUTAGES: tuple[type[BaseException], ...] = (
     OSError,
@@ -77,6 +83,17 @@ def rows_touched(status: str) -> int:
     return int(count) if count.isdigit() else 0
 
 
+def _watch_host(connection: Any, _entry: ConnectionPoolEntry) -> None:
+    transport = connection.driver_connection._transport  # noqa: SLF001  asyncpg has no other way
+    socket_ = transport.get_extra_info("socket")
+    if socket_.family == socket.AF_UNIX:
+        return
+    socket_.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (*_SILENT_SECONDS.items(), ("TCP_USER_TIMEOUT", _UNTAKEN_MS_MAX)):
+        if (option := getattr(socket, name, None)) is not None:  # Not every system has them all.
+            socket_.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 def _settle_session(connection: Any, _entry: ConnectionPoolEntry) -> None:
     connection.run_async(lambda driver: driver.execute(_SESSION_SETTINGS))
 
@@ -93,21 +110,36 @@ class Database:
     Errors: DatabaseUnavailable when it does not answer; other driver errors are bugs and pass.
     """
 
-    def __init__(self, engine: AsyncEngine, *, observer: Observer = NOBODY) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        observer: Observer = NOBODY,
+        statement_seconds_max: float = STATEMENT_SECONDS_MAX,
+    ) -> None:
         self._observer = observer
+        self._statement_seconds_max = statement_seconds_max
         # A recreated pool shares the host's connect arguments and none of its connections.
         pool = engine.sync_engine.pool.recreate()
+        event.listen(pool, "connect", _watch_host)
         event.listen(pool, "connect", _settle_session)
         event.listen(pool, "checkout", _refuse_closed)
         self.engine = create_async_engine(engine.url, pool=pool)
 
     def another(self) -> Database:
         """A second pool, for a connection that is held for long."""
-        return Database(self.engine, observer=self._observer)
+        return self._like(Database)
 
     def held(self) -> Database:
         """A connection that is kept from statement to statement, for one user at a time."""
-        return HeldDatabase(self.engine, observer=self._observer)
+        return self._like(HeldDatabase)
+
+    def _like(self, kind: type[Database]) -> Database:
+        return kind(
+            self.engine,
+            observer=self._observer,
+            statement_seconds_max=self._statement_seconds_max,
+        )
 
     async def close(self) -> None:
         """Close every connection."""
@@ -124,6 +156,9 @@ class Database:
                 try:
                     yield driver
                 except BaseException as error:
+                    if isinstance(error, TimeoutError):
+                        # Silent for so long: it would be as silent to whoever had it next.
+                        driver.terminate()
                     # An interrupted statement leaves the session in an unknown state.
                     lost = driver.is_closed() or isinstance(error, asyncpg.InternalClientError)
                     if lost or driver.is_in_transaction():
@@ -137,7 +172,7 @@ class Database:
     async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
         """All rows of one autocommit statement."""
         with self._timed():
-            async with self.driver() as driver, asyncio.timeout(STATEMENT_SECONDS_MAX):
+            async with self.driver() as driver, asyncio.timeout(self._statement_seconds_max):
                 return await driver.fetch(sql, *args)
 
     async def fetchrow(self, sql: str, *args: Any) -> asyncpg.Record | None:
@@ -148,7 +183,7 @@ class Database:
     async def execute(self, sql: str, *args: Any) -> int:
         """Run one autocommit statement; answers how many rows it touched."""
         with self._timed():
-            async with self.driver() as driver, asyncio.timeout(STATEMENT_SECONDS_MAX):
+            async with self.driver() as driver, asyncio.timeout(self._statement_seconds_max):
                 status = await driver.execute(sql, *args)
         return rows_touched(status)
 
@@ -171,8 +206,8 @@ class HeldDatabase(Database):
     (`make bench ARGS=appends`).
     """
 
-    def __init__(self, engine: AsyncEngine, *, observer: Observer = NOBODY) -> None:
-        super().__init__(engine, observer=observer)
+    def __init__(self, engine: AsyncEngine, **options: Any) -> None:
+        super().__init__(engine, **options)
         self._driver: asyncpg.Connection[asyncpg.Record] | None = None
         self._holding = AsyncExitStack()
 

@@ -7,6 +7,8 @@ sends each as Parse, once, and then Bind with its parameters) and happens to it 
     LOST          it is carried out, and its answer never arrives; the connection ends
     BLACK_HOLE    it never arrives, and for a while nothing at all does, either way, before the end
 
+`silence()` is the end of a host: what is connected now hears nothing any more, not even an end.
+
 It also lets a process without root's powers through to a socket that lies in another account's
 folder.
 """
@@ -90,13 +92,16 @@ class _Requests:
 
 @dataclass(slots=True, eq=False)
 class _Gate:
-    """One connection. `losing`: its next whole answer is lost; `silent`: nothing passes."""
+    """One connection. `losing`: its next whole answer is lost; `silent`: nothing passes, until its
+    end; `dead`: not even an end.
+    """
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
     requests: _Requests = field(default_factory=_Requests)
     losing: bool = False
     silent: bool = False
+    dead: bool = False
 
     def end(self) -> None:
         self.client.transport.abort()
@@ -138,6 +143,8 @@ class DatabaseProxy:
     async def _ask(self, reader: asyncio.StreamReader, gate: _Gate) -> None:
         with suppress(OSError):
             while data := await reader.read(_CHUNK_BYTES):
+                if gate.dead:
+                    continue
                 if self._breaks(data, gate):
                     await SystemClock().sleep(_SILENCE_SECONDS if gate.silent else 0)
                     break
@@ -162,7 +169,7 @@ class DatabaseProxy:
             while data := await reader.read(_CHUNK_BYTES):
                 if self.loses(data) or (gate.losing and data.endswith(COMMITTED)):
                     break
-                if gate.losing or gate.silent:
+                if gate.losing or gate.silent or gate.dead:
                     continue
                 gate.client.write(data)
                 await gate.client.drain()
@@ -172,6 +179,11 @@ class DatabaseProxy:
         """End every connection that there is now; new ones are let through."""
         for gate in self._gates:
             gate.end()
+
+    def silence(self) -> None:
+        """Let nothing pass any more on what is connected now; new connections are let through."""
+        for gate in self._gates:
+            gate.dead = True
 
     async def close(self) -> None:
         """End every connection."""

@@ -6,7 +6,12 @@ lease's life must be safe to send again.
 
 from __future__ import annotations
 
+import asyncio
+import socket
+
 import pytest
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from leases.database import Database
 from leases.engine import LeaseEngine
@@ -91,6 +96,41 @@ async def revoke_the_rest(engine: LeaseEngine) -> None:
     for row in rows:
         await engine.lessor.revoke(row["mpack_id"], reason="the end", caller=CALLER)
     await engine.reaper.sweep(Trigger.COMMAND)
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["from the pool", "held"])
+async def test_a_connection_that_fell_silent_is_given_to_nobody_else(
+    database_url: str, held: bool
+) -> None:
+    """The host of the old primary is gone for good, and the new one answers."""
+    async with proxied(database_url) as (proxy, url):
+        engine = create_async_engine(url)
+        database = Database(engine, statement_seconds_max=0.5)
+        way = database.held() if held else database
+        await way.fetch("SELECT 1")
+        proxy.silence()
+        with pytest.raises(DatabaseUnavailable):
+            await way.fetch("SELECT 1")
+        assert await way.fetch("SELECT 1")
+        await way.close()
+        await database.close()
+        await engine.dispose()
+
+
+async def test_a_host_that_dies_is_noticed(database_url: str) -> None:
+    """Without keep-alives who waits for its answer would wait for ever."""
+    async with proxied(database_url) as (proxy, _url):
+        server = await asyncio.start_server(proxy.handle, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        url = make_url(database_url).set(host=host, port=port, query={})
+        async with (
+            another_database(url.render_as_string(hide_password=False)) as database,
+            database.driver() as driver,
+        ):
+            own = driver._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # private
+            assert own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < 60
+        server.close()
 
 
 async def test_cut_connections_are_made_again(database_url: str) -> None:
