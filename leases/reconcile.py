@@ -232,10 +232,17 @@ class Reconciler:
             for mpack_id, key in rows:
                 if key in seen or await self._store.head(key):
                     continue
-                # It may have been reaped while we looked.
-                again = (await self._ledger.leases([mpack_id]))[0].get(mpack_id)
-                if again is not None and again.state is LeaseState.ACTIVE:
+                # It may have been reaped while we looked; what is due may be gone, and its record
+                # still to come.
+                leases, now = await self._ledger.leases([mpack_id])
+                again = leases.get(mpack_id)
+                if again is not None and _is_promised(again, now):
                     result.find(Finding.BLOB_MISSING, key)
+
+
+def _is_promised(lease: Lease, now: datetime) -> bool:
+    """Whether this lease's blob must be there."""
+    return lease.state is LeaseState.ACTIVE and now < lease.delete_at
 
 
 async def _pages(blobs: AsyncIterator[BlobInfo]) -> AsyncIterator[list[BlobInfo]]:

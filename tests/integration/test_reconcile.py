@@ -196,6 +196,17 @@ async def test_an_active_lease_without_its_blob_is_a_finding(
     assert (await loaded(engine, lease)).state is LeaseState.ACTIVE
 
 
+async def test_a_blob_that_is_gone_before_its_record_is_no_finding(
+    engine: LeaseEngine, store: ListingStore
+) -> None:
+    """A worker has deleted it, and is about to say so."""
+    lease = await granted(engine)
+    del store.blobs[lease.storage_key]
+    await due(engine.database, lease)
+    assert (await engine.reconciler.run_once()).findings == []
+    assert (await loaded(engine, lease)).state is LeaseState.ACTIVE
+
+
 async def test_all_findings_are_counted_and_a_hundred_told(
     engine: LeaseEngine, store: ListingStore
 ) -> None:
