@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from leases.beginning import beginning_of
 from leases.database import Database
 
 _AT = "SELECT recorded_at FROM events WHERE position = $1"
@@ -84,11 +85,12 @@ class Report:
 async def position_at(database: Database, moment: datetime) -> int:
     """The last position that was recorded before this moment.
 
-    By halving: positions and times grow together, and no index on the time is needed.
+    By halving: positions and times grow together, and no index on the time is needed. What is
+    archived was recorded before all that is asked for.
     """
     head = await database.fetchrow(_HEAD)
     assert head is not None
-    below, above = 0, int(head["position"])
+    below, above = (await beginning_of(database)).position, int(head["position"])
     if head["recorded_at"] < moment:
         return above
     while below < above:

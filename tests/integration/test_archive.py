@@ -121,6 +121,15 @@ def test_what_is_archived_is_gone_and_the_chain_goes_on(old: Commands, tmp_path:
     assert len(leases) == 8
 
 
+def test_a_moment_is_found_behind_what_is_archived(old: Commands, tmp_path: Path) -> None:
+    """Halving must not end up where nothing is any more."""
+    archive(old, tmp_path)
+    moment = old.sql("SELECT max(recorded_at) FROM events")
+    assert isinstance(moment, datetime)
+    told = old.json("audit", "report", "--since", moment.isoformat())
+    assert (told["first_position"], told["last_position"]) == (36, 36)
+
+
 def test_the_table_is_rebuilt_without_what_is_archived(old: Commands, tmp_path: Path) -> None:
     archive(old, tmp_path, "--drop")
     assert old.sql("SELECT to_regclass('events_p000000')") is None
