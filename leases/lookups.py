@@ -87,9 +87,16 @@ class Lookups:
     async def _ask(self, asked: list[_Question]) -> None:
         try:
             leases, now = await self._ledger.leases([question.mpack_id for question in asked])
-        except Exception as error:  # noqa: BLE001  it belongs to whoever waits for the answer
+        except DatabaseUnavailable as failure:
             for question in asked:
-                _fail(question, error)
+                _fail(question, failure)
+            return
+        except Exception as error:  # noqa: BLE001  a question that cannot be asked is its caller's
+            if len(asked) == 1:
+                _fail(asked[0], error)
+            else:
+                for question in asked:
+                    await self._ask([question])
             return
         for question in asked:
             if not question.answer.done():

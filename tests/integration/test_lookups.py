@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import asyncpg
 import pytest
 
 from leases.database import Database
@@ -71,6 +72,20 @@ async def test_a_caller_who_hangs_up_costs_the_others_nothing(
     task = running(lookups)
     assert (await other)[0] == lease
     assert gone.cancelled()
+    await ended(task)
+
+
+async def test_a_question_that_cannot_be_asked_hurts_only_its_caller(
+    database: Database, leasing: LeaseEngine
+) -> None:
+    lookups = Lookups(PostgresLedger(database))
+    lease = await reserved(leasing)
+    odd, other = (asyncio.ensure_future(lookups.load(one)) for one in ("\0", lease.mpack_id))
+    await asyncio.sleep(0)
+    task = running(lookups)
+    assert (await other)[0] == lease
+    with pytest.raises(asyncpg.CharacterNotInRepertoireError):
+        await odd
     await ended(task)
 
 
