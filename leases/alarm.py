@@ -115,8 +115,9 @@ class Alarm:
             while True:
                 try:
                     await self._look()
-                except Failure as failure:
-                    _log.warning("look_ahead_failed", error=failure.code)
+                except Exception as error:  # noqa: BLE001  without it nothing is seen to be due
+                    code = error.code if isinstance(error, Failure) else type(error).__name__
+                    _log.warning("look_ahead_failed", error=code)
                 await self._pause()
         finally:
             self._timer.stop()

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from leases.database import translate
-from leases.errors import DatabaseUnavailable
+from leases.errors import DatabaseUnavailable, Failure
 from leases.ids import new_token
 from leases.ledger import Ledger, Session
 from leases.ports import Clock
@@ -86,8 +86,10 @@ class Instance:
                 async with self._session() as lost:
                     ready.set()
                     await self._keep(lost)
-            except DatabaseUnavailable as failure:
-                _log.warning("instance_lock_lost", instance=self.instance_id, **failure.fields)
+            except Exception as error:  # noqa: BLE001  it is made again, whatever ended it
+                fields = error.fields if isinstance(error, Failure) else {}
+                cause = {"cause": type(error).__name__} | fields
+                _log.warning("instance_lock_lost", instance=self.instance_id, **cause)
             ready.set()
             await self._clock.sleep(_RECONNECT_SECONDS)
 
