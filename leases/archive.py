@@ -41,6 +41,8 @@ from leases.steps import Step, Steps, no_steps
 
 _PAGE = 5000
 _DETACH_SECONDS_MAX = 3600.0
+# Nobody appends while this waits for those who read the log; an audit reads it for minutes.
+_READERS_AWAITED = "SET LOCAL lock_timeout = '300ms'"
 
 _PARTS = """
 SELECT c.relname AS name, substr(c.relname, 9)::bigint * event_partition_size() AS first,
@@ -228,6 +230,7 @@ class Archiver:
         left = (await connection.execute(text(_LEFT.format(part=part.name)))).first()
         if left is not None or begin.position + 1 != part.first_position:
             raise Unavailable(_MOVED)
+        await connection.execute(text(_READERS_AWAITED))
         await connection.execute(text(f"ALTER TABLE events DETACH PARTITION {part.name}"))
         if drop:
             await connection.execute(text(f"DROP TABLE {part.name}"))

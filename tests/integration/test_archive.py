@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -17,13 +18,18 @@ import pytest
 
 from leases.archive import Archiver, Manifest
 from leases.archive_files import Part, held
+from leases.clock import SystemClock
+from leases.database import Database
 from leases.errors import Unavailable
+from leases.log import EventLog
+from leases.postgres_ledger import PostgresLedger
 from leases.steps import Step
 from tests.databases import run_apart
 from tests.integration.commands import Commands
 from tests.integration.gateways import settings_for
 from tests.integration.test_verify_export import SCRIPT
 from tests.invariants import check_invariants
+from tests.leasing import CALLER, connection_to, note, until
 
 LATER = "2999-01-01T00:00:00Z"
 SMALL = """
@@ -119,6 +125,33 @@ def test_what_is_archived_is_gone_and_the_chain_goes_on(old: Commands, tmp_path:
     ]
     assert {lease["state"] for lease in leases} == {"reclaimed"}
     assert len(leases) == 8
+
+
+async def test_who_reads_the_log_keeps_nobody_from_appending(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    """An audit reads for minutes: the part stays then, and the head is free again at once."""
+    log = EventLog(PostgresLedger(database), SystemClock())
+    appending = asyncio.ensure_future(log.run())
+    archiver = Archiver(database, log)
+    async with connection_to(database_url) as reader, connection_to(database_url) as writer:
+        await writer.execute(SMALL)
+        await log.append_each([note(f"repo/{number}") for number in range(20)])
+        (part,), _why = await archiver.parts(datetime.fromisoformat(LATER))
+        manifest = await archiver.write(part, tmp_path, tell=lambda _events: None)
+        await reader.execute("BEGIN; SELECT FROM events LIMIT 1")
+        detaching = asyncio.ensure_future(archiver.detach(part, manifest, caller=CALLER))
+
+        async def waiting() -> bool:
+            told = await writer.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            return bool(told) or detaching.done()
+
+        await until(waiting)
+        await writer.execute("SET lock_timeout = '1s'; SELECT FROM event_head FOR UPDATE")
+        with pytest.raises(Unavailable):
+            await detaching
+    appending.cancel()
+    await asyncio.wait([appending])
 
 
 def test_a_moment_is_found_behind_what_is_archived(old: Commands, tmp_path: Path) -> None:
