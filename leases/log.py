@@ -207,6 +207,8 @@ class EventLog:
 
     async def append_each(self, events: Sequence[NewEvent]) -> Sequence[Answer]:
         """Append each for itself: losers are answered with their exception, the rest stand."""
+        if not events:
+            return []
         try:
             return await self._enqueue(events, apart=True)
         except Exception as error:  # noqa: BLE001  told of each, as where only one of them fails
@@ -334,23 +336,23 @@ class EventLog:
         if not group.apart and not {"ok", "repeat"}.issuperset(verdicts):
             _fail(group, _refusal(verdicts, group.events))
             return
+        told = list(zip(group.events, rows, strict=True))
+        repeated = [event.event_id for event, (verdict, _, _) in told if verdict == "repeat"]
         try:
+            # Where those stand that an earlier, unanswered call appended.
+            found = await self._ledger.places(repeated) if repeated else ()
+            places = dict(zip(repeated, found, strict=True))
             answers: list[Answer] = []
-            for event, (verdict, position, version) in zip(group.events, rows, strict=True):
+            for event, (verdict, position, version) in told:
                 if verdict == "ok":
                     answers.append(Recorded(position, version, moment))
                 elif verdict == "repeat":
-                    answers.append(await self._place(event))
+                    answers.append(Recorded(*places[event.event_id]))
                 else:
                     answers.append(_refusal([verdict], [event]))
             group.done.set_result(answers)
         except Exception as error:  # noqa: BLE001  it belongs to whoever waits for this group
             _fail(group, error)
-
-    async def _place(self, event: NewEvent) -> Recorded:
-        """Where an event stands that an earlier, unanswered call appended."""
-        (place,) = await self._ledger.places([event.event_id])
-        return Recorded(*place)
 
     async def head(self) -> Row:
         """The head row: log_id, position, hash, recorded_at; and the database's `now`."""
