@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -102,7 +102,7 @@ class AsyncClient:
     async def download(
         self,
         answer: conversations.MpackAnswer,
-        path: Path | None = None,
+        path: str | os.PathLike[str] | None = None,
         *,
         pack_bytes_max: int = download.PACK_BYTES_MAX,
     ) -> download.Downloaded:

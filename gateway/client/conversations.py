@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gateway.client.errors import BadPack
 from gateway.client.exchange import (
@@ -12,17 +11,16 @@ from gateway.client.exchange import (
     Conversation,
     Request,
     ask,
-    ask_all,
     heads_of,
     text_of,
     texts_of,
 )
+from gateway.client.value import Value
 
 FILTER_IDS_MAX = 100_000  # 6.7 MB a body; the server takes ten times as many.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refs:
+class Refs(Value):
     """What a repository has, as the gateway tells it."""
 
     repo_id: str
@@ -31,8 +29,7 @@ class Refs:
     branch_heads: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Negotiated:
+class Negotiated(Value):
     """One round of a negotiation."""
 
     ack: tuple[str, ...]
@@ -40,8 +37,7 @@ class Negotiated:
     ready: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class Wish(Value):
     """What was asked of fetch/mpack; kept, so that an expired URL can be asked for again."""
 
     want: tuple[str, ...]
@@ -51,8 +47,7 @@ class Wish:
     snapshots: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MpackAnswer:
+class MpackAnswer(Value):
     """A pack that can be downloaded, or, from a gateway without URLs, the pack itself.
 
     Shapes:  expires_at: RFC 3339 text; told: the whole answer (counts, branch_heads, …).
@@ -71,14 +66,6 @@ class MpackAnswer:
 
     def __repr__(self) -> str:
         return f"MpackAnswer(mpack_id={self.mpack_id}, size_bytes={self.size_bytes})"
-
-
-class ObjectEntry(TypedDict):
-    """One object on its way in; the path is a hint for the order in later packs."""
-
-    object_id: str
-    content: bytes
-    path: NotRequired[str]
 
 
 def refs(address: Address) -> Conversation[Refs]:
@@ -164,19 +151,3 @@ def _read_mpack_answer(answer: Mapping[str, Any], wish: Wish) -> MpackAnswer:
 
 def _text_or_none(value: object) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def push_objects(address: Address, chunks: Iterable[list[ObjectEntry]]) -> Conversation[int]:
-    """Send chunks of objects side by side; how many the gateway had not known."""
-    requests = [
-        Request(
-            method="POST",
-            path="/push/objects",
-            doing="sending objects",
-            body={"objects": chunk},
-        )
-        for chunk in chunks
-    ]
-    answers = yield from ask_all(address, requests)
-    stored = [answer.get("stored") for answer in answers]
-    return sum(count for count in stored if isinstance(count, int))

@@ -11,16 +11,18 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import suppress
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from gateway.client.conversations import MpackAnswer, fetch_mpack
 from gateway.client.errors import BadPack, DownloadCut, Refused, TooBig, UrlExpired, shown_url
 from gateway.client.exchange import Address, Call, Conversation, Pause, pause_seconds
+from gateway.client.value import Value
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PACK_BYTES_MAX = 8 * 1024**3
 ATTEMPTS_MAX = 10
@@ -28,15 +30,27 @@ _EXPIRED = frozenset({403, 404, 410})
 _PARTIAL = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Downloaded:
-    """A pack on disk, checked against its SHA-256; as a context manager it is removed again."""
+class Downloaded(Value):
+    """A pack on disk, checked against its SHA-256; as a context manager it is removed again.
 
-    path: Path
+    It may be given to whatever takes a path: `unpack(got)`, `open(got)`.
+    """
+
+    name: str
     answer: MpackAnswer
     attempts: int
     resumed: int
     fetched_anew: bool
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        from pathlib import Path
+
+        return Path(self.name)
+
+    def __fspath__(self) -> str:
+        return self.name
 
     def __enter__(self) -> Self:
         return self
@@ -47,13 +61,13 @@ class Downloaded:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.path.unlink(missing_ok=True)
+        _remove(self.name)
 
 
 def download(
     address: Address,
     answer: MpackAnswer,
-    path: Path | None = None,
+    path: str | os.PathLike[str] | None = None,
     *,
     pack_bytes_max: int = PACK_BYTES_MAX,
 ) -> Conversation[Downloaded]:
@@ -62,20 +76,19 @@ def download(
     Effects: writes `<path>.part` and renames it when the bytes are whole and right.
     Errors:  TooBig, UrlExpired, DownloadCut, BadPack, Refused; the partial file is removed.
     """
-    part = _part_file(path)
+    handle, part = _part_file(path)
     try:
-        with part.open("r+b") as file:
+        with os.fdopen(handle, "r+b") as file:
             transfer = _Transfer(file)
             done = yield from _fetch_bytes(address, answer, transfer, bytes_max=pack_bytes_max)
-            file.flush()
-        final = path or part
+        final = part if path is None else os.fspath(path)
         if final != part:
-            part.replace(final)
+            os.replace(part, final)
     except BaseException:
-        part.unlink(missing_ok=True)
+        _remove(part)
         raise
     return Downloaded(
-        path=final,
+        name=final,
         answer=done,
         attempts=transfer.attempts,
         resumed=transfer.resumed,
@@ -83,12 +96,19 @@ def download(
     )
 
 
-def _part_file(path: Path | None) -> Path:
-    folder = None if path is None else path.parent
-    prefix = "mpack-" if path is None else f"{path.name}."
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=folder)
-    os.close(handle)
-    return Path(name)
+def _part_file(path: str | os.PathLike[str] | None) -> tuple[int, str]:
+    """A new file that nobody else reads: its descriptor and its name."""
+    if path is None:
+        import tempfile
+
+        return tempfile.mkstemp(prefix="mpack-", suffix=".part")
+    name = f"{os.fspath(path)}.{os.urandom(8).hex()}.part"
+    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), name
+
+
+def _remove(name: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(name)
 
 
 def _fetch_bytes(

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from leases.errors import Failure
 
@@ -95,6 +94,8 @@ class CheckoutRefused(ClientError):
 
 def shown_url(url: str) -> str:
     """The part of a URL that is no secret: scheme, host, path."""
+    from urllib.parse import urlsplit
+
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}"

@@ -8,12 +8,12 @@ sync and the async client share every decision and differ only in how they carry
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import msgpack
 
 from gateway.client.errors import ClientError, TooBig, Unreachable, refusal
+from gateway.client.value import Value
 
 MSGPACK = "application/x-msgpack"
 ANSWER_BYTES_MAX = 67_108_864  # What the Muse client takes in one answer.
@@ -36,20 +36,18 @@ class Sink(Protocol):
     def lost(self, reason: str) -> None: ...
 
 
-@dataclass(slots=True, kw_only=True)
-class Call:
+class Call(Value):
     """One HTTP request; `private` ones carry the token, presigned ones must not."""
 
     method: str
     url: str
     sink: Sink
+    headers: Mapping[str, str]
     body: bytes | None = None
-    headers: dict[str, str] = field(default_factory=dict)
     private: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(Value):
     """Wait this long before going on."""
 
     seconds: float
@@ -98,8 +96,7 @@ class Answer:
         return decoded if isinstance(decoded, dict) else {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(Value):
     """One question to the gateway, before it is tried."""
 
     method: str
@@ -108,8 +105,7 @@ class Request:
     body: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(Value):
     """The repository's URL, as a Muse remote names it: `http://host/owner/repo`."""
 
     url: str

@@ -7,21 +7,18 @@ everything else is the library's. Both end the same: an answer in the sink, or t
 
 from __future__ import annotations
 
-import re
 import select
 import socket
-import threading
-from urllib.parse import SplitResult, urlsplit
+from _thread import allocate_lock  # All of `threading` that is needed, and what it gives away.
 
 import httptools
 
 from gateway.client.exchange import CALLS_AT_ONCE_MAX, Sink
-from gateway.client.transport import CONNECT_SECONDS, Request, is_this_machine
+from gateway.client.transport import CONNECT_SECONDS, PlainUrl, Request, is_this_machine
 
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024  # What the allocator keeps at hand; more are fresh pages for each answer.
 _HEAD_BYTES_MAX = 64 * 1024
-# What needs no rewriting on its way into a request; the library knows what to do with the rest.
-_PLAIN_URL = re.compile(r"http://[A-Za-z0-9._\-\[\]:]+/[A-Za-z0-9._~:/?@!$&'()*+,;=%\-]*\Z")
+_JOINED_BYTES_MAX = 64 * 1024
 
 
 class PlainHttp:
@@ -29,24 +26,26 @@ class PlainHttp:
 
     def __init__(self, *, timeout_seconds: float) -> None:
         self._timeout_seconds = timeout_seconds
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._idle: dict[str, list[socket.socket]] = {}
         self._is_direct: dict[str, bool] = {}
 
     def takes(self, url: str) -> bool:
         """Whether a call to this URL can go this way."""
-        if _PLAIN_URL.match(url) is None:
+        plain = PlainUrl.of(url)
+        if plain is None:
             return False
-        host = urlsplit(url).hostname or ""
+        host = plain.host
         if host not in self._is_direct:
             self._is_direct[host] = is_this_machine(host) or _no_proxies()
         return self._is_direct[host]
 
     def carry_out(self, request: Request, sink: Sink) -> None:
         """Send one request; the answer goes into the sink."""
-        parts = urlsplit(request.url)
+        url = PlainUrl.of(request.url)
+        assert url is not None, "`takes` was asked"
         try:
-            connection = self._reused(parts.netloc) or self._connected(parts)
+            connection = self._reused(url.place) or self._connected(url)
         except TimeoutError:
             sink.lost("timeout")
             return
@@ -55,14 +54,14 @@ class PlainHttp:
             return
         reusable = False
         try:
-            _send(connection, request, parts)
+            _send(connection, request, url)
             reusable = _receive(connection, _Answer(sink))
         except TimeoutError:
             sink.lost("timeout")
         except (OSError, httptools.HttpParserError):
             sink.lost("connection broken")
         finally:
-            if not (reusable and self._kept(parts.netloc, connection)):
+            if not (reusable and self._kept(url.place, connection)):
                 connection.close()
 
     def close(self) -> None:
@@ -84,9 +83,8 @@ class PlainHttp:
                 connection.close()
         return None
 
-    def _connected(self, parts: SplitResult) -> socket.socket:
-        address = parts.hostname or "", parts.port or 80
-        connection = socket.create_connection(address, timeout=CONNECT_SECONDS)
+    def _connected(self, url: PlainUrl) -> socket.socket:
+        connection = socket.create_connection((url.host, url.port), timeout=CONNECT_SECONDS)
         connection.settimeout(self._timeout_seconds)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
@@ -100,17 +98,19 @@ class PlainHttp:
             return True
 
 
-def _send(connection: socket.socket, request: Request, parts: SplitResult) -> None:
-    target = parts.path + (f"?{parts.query}" if parts.query else "")
-    headers = {"Host": parts.netloc, "Accept": "*/*", **request.headers}
+def _send(connection: socket.socket, request: Request, url: PlainUrl) -> None:
+    headers = {"Host": url.place, "Accept": "*/*", **request.headers}
     body = request.body or b""
     if body or request.method in ("POST", "PUT"):
         headers["Content-Length"] = str(len(body))
-    lines = [f"{request.method} {target} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())]
+    lines = [f"{request.method} {url.target} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())]
     head = "\r\n".join([*lines, "", ""]).encode("latin-1")
     try:
-        connection.sendall(head)
-        connection.sendall(body)
+        if len(body) <= _JOINED_BYTES_MAX:
+            connection.sendall(head + body)  # The server wakes up once.
+        else:
+            connection.sendall(head)
+            connection.sendall(body)
     except (BrokenPipeError, ConnectionResetError):
         # It may have answered without reading to the end; that answer is worth having.
         return

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import msgpack
 
-from gateway.client.conversations import ObjectEntry, filter_objects, push_objects, refs
+from gateway.client.conversations import filter_objects, refs
 from gateway.client.errors import Diverged, Missing
 from gateway.client.exchange import (
     CALLS_AT_ONCE_MAX,
@@ -23,6 +23,7 @@ from gateway.client.exchange import (
     Conversation,
     Request,
     ask,
+    ask_all,
     text_of,
 )
 
@@ -54,6 +55,14 @@ class History(Protocol):
     def content(self, object_id: str) -> bytes:
         """The bytes of an object that a snapshot named."""
         ...
+
+
+class ObjectEntry(TypedDict):
+    """One object on its way in; the path is a hint for the order in later packs."""
+
+    object_id: str
+    content: bytes
+    path: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,6 +320,22 @@ def ancestors(parents: Parents, heads: Iterable[str]) -> set[str]:
                 found.add(parent)
                 waiting.append(parent)
     return found
+
+
+def push_objects(address: Address, chunks: Iterable[list[ObjectEntry]]) -> Conversation[int]:
+    """Send chunks of objects side by side; how many the gateway had not known."""
+    requests = [
+        Request(
+            method="POST",
+            path="/push/objects",
+            doing="sending objects",
+            body={"objects": chunk},
+        )
+        for chunk in chunks
+    ]
+    answers = yield from ask_all(address, requests)
+    stored = [answer.get("stored") for answer in answers]
+    return sum(count for count in stored if isinstance(count, int))
 
 
 def object_chunks(entries: Iterable[ObjectEntry]) -> Iterator[list[ObjectEntry]]:

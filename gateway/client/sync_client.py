@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
+import os
 import time
+from _thread import allocate_lock
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -34,7 +34,7 @@ class Client:
         self._connection = Connection(url, token=token, timeout_seconds=timeout_seconds)
         self._address = Address(self._connection.url)
         self._plain = PlainHttp(timeout_seconds=timeout_seconds)
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._loaded_library: LibraryHttp | None = None
         self._loaded_pool: ThreadPoolExecutor | None = None
 
@@ -116,7 +116,7 @@ class Client:
     def download(
         self,
         answer: conversations.MpackAnswer,
-        path: Path | None = None,
+        path: str | os.PathLike[str] | None = None,
         *,
         pack_bytes_max: int = download.PACK_BYTES_MAX,
     ) -> download.Downloaded:

@@ -18,8 +18,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 
-from gateway.errors import Incomplete
-
 PREFIX = "sha256:"
 _NUL = "\0"
 _BARE = re.compile(r"[0-9a-f]{64}")
@@ -54,6 +52,9 @@ def bare(text: str) -> str:
     """
     digits = text.removeprefix(PREFIX)
     if _BARE.fullmatch(digits) is None:
+        # Loaded here: a client makes ids too, and is done sooner than these errors are loaded.
+        from gateway.errors import Incomplete
+
         message = f"{text[:_SHOWN_CHARACTERS]!r} is not an id: 64 lower-case hex digits are needed."
         raise Incomplete(message)
     return digits
@@ -102,15 +103,15 @@ def is_commit_id(
     committed_at: str,
 ) -> bool:
     """Whether this (bare) id is the commit's, whichever form its author wrote ids in."""
-    return any(
+    made = commit_id_of(parent_ids, snapshot_id, message=message, committed_at=committed_at)
+    return commit_id == made or any(
         commit_id_of(ids[1:], ids[0], message=message, committed_at=committed_at) == commit_id
-        for ids in _forms([snapshot_id, *parent_ids])
+        for ids in _other_forms([snapshot_id, *parent_ids])
     )
 
 
-def _forms(ids: list[str]) -> Iterable[list[str]]:
-    """The ids as written, all bare, all prefixed; each only when it differs from those before."""
-    yield ids
+def _other_forms(ids: list[str]) -> Iterable[list[str]]:
+    """The ids all bare, all prefixed; each only when it differs from what is written."""
     digits = [text.removeprefix(PREFIX) for text in ids]
     if digits != ids:
         yield digits

@@ -190,4 +190,6 @@ def test_a_pack_in_the_answer_itself_needs_no_url(tmp_path: Path) -> None:
 def test_a_temporary_file_goes_with_its_context() -> None:
     with run(download(ADDRESS, offered()), Script([whole()])) as got:
         assert got.path.read_bytes() == PACK
+        with open(got, "rb") as file:  # noqa: PTH123  it can be given to whatever takes a path
+            assert file.read() == PACK
     assert not got.path.exists()

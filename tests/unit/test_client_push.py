@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.client import Diverged, Refused, Unreachable
-from gateway.client.conversations import ObjectEntry
 from gateway.client.push import (
     OBJECT_BYTES_PER_CALL,
     OBJECTS_PER_CALL_MAX,
+    ObjectEntry,
     ancestors,
     commit_chunks,
     object_chunks,
