@@ -3,7 +3,7 @@
     with Client("http://127.0.0.1:8080/me/project", token=token) as client:
         client.push(GitHistory.open("."), branch="main")
         answer = client.fetch_mpack([client.refs().branch_heads["main"]])
-        with client.download(answer) as got, unpack(got.path) as pack:
+        with client.download(answer) as got, unpack(got) as pack:
             checkout(pack, answer.branch_heads["main"], Path("out"))
 
 `AsyncClient` is the same for asyncio. Both run the conversations of `exchange.py`, which do no

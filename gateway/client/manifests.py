@@ -9,19 +9,14 @@ chain is ever walked to check an id.
 
 from __future__ import annotations
 
-import hashlib
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from gateway.client.commits import Record
 from gateway.client.errors import BadPack, TooBig
-from gateway.wire.ids import PREFIX
+from gateway.client.running import Delta, RunningManifest, Undo
+from gateway.wire.ids import PREFIX, is_snapshot_id
 
-Record = dict[str, Any]
-Delta = Mapping[str, str | None]
-
-_NUL = b"\0"
-_FORMS = (b"", PREFIX.encode())  # How an author may have written the object ids that were hashed.
+_ID_CHARACTERS = {64, 64 + len(PREFIX)}
 _UNSEEN: tuple[str, dict[str, str]] = ("", {})
 
 
@@ -50,6 +45,20 @@ class Snapshots(Mapping[str, Record]):
 
     def __contains__(self, snapshot_id: object) -> bool:
         return snapshot_id in self._told
+
+    def add(self, record: object) -> None:
+        """A snapshot as the pack tells it.
+
+        Errors: BadPack for a whole one that is not what its id says, and as for `add_delta`.
+        """
+        snapshot_id, told = _snapshot(record)
+        if "base_snapshot_id" in told:
+            base_id = told["base_snapshot_id"].removeprefix(PREFIX)
+            self.add_delta(snapshot_id, base_id, told)
+            return
+        if not _is_manifest_of(snapshot_id, told["manifest"]):
+            raise BadPack(f"The snapshot {snapshot_id[:80]} is not what its id says.")
+        self.add_whole(snapshot_id, told)
 
     def add_whole(self, snapshot_id: str, record: Record) -> None:
         """A snapshot with its whole manifest."""
@@ -85,9 +94,9 @@ class Snapshots(Mapping[str, Record]):
 
     def _verify_tree(self, top: str, below: Mapping[str, list[str]], budget: _Budget) -> None:
         """One whole manifest, and everything that is told by changes on it."""
-        running = _Running(self._told[top]["manifest"])
+        running = RunningManifest(self._told[top]["manifest"])
         budget.spend(running.check(top))
-        undone: list[list[tuple[bytes, bytes | None]]] = []
+        undone: list[list[Undo]] = []
         waiting = [(1, one) for one in reversed(below[top])]
         while waiting:
             depth, snapshot_id = waiting.pop()
@@ -130,73 +139,41 @@ class _Budget:
             raise TooBig("The pack's manifests are too large when they are written out.")
 
 
-class _Running:
-    """One manifest as the sorted list of what its id is hashed over: `path NUL object_id`."""
-
-    def __init__(self, manifest: Mapping[str, str]) -> None:
-        self._form = b""
-        entries = [_key(path) + _bare(object_id) for path, object_id in manifest.items()]
-        entries.sort()
-        self._entries = entries
-
-    def change(self, delta: Delta) -> list[tuple[bytes, bytes | None]]:
-        """Apply changes; what `put_back` needs to undo them, the object ids bare."""
-        changes = [
-            (_key(path), None if object_id is None else _bare(object_id))
-            for path, object_id in delta.items()
-        ]
-        undo = [(key, self._set(key, object_id)) for key, object_id in changes]
-        undo.reverse()
-        return undo
-
-    def put_back(self, undo: list[tuple[bytes, bytes | None]]) -> None:
-        """Undo changes."""
-        for key, object_id in undo:
-            self._set(key, object_id)
-
-    def check(self, snapshot_id: str) -> int:
-        """Make sure that this is the manifest's id; how many bytes were hashed.
-
-        Errors: BadPack.
-        """
-        data = _NUL.join(self._entries)
-        if hashlib.sha256(data).hexdigest() == snapshot_id:
-            return len(data)
-        # An author writes all ids one way, and the next snapshot is likely to be the same author's.
-        self._rewrite(next(form for form in _FORMS if form != self._form))
-        data = _NUL.join(self._entries)
-        if hashlib.sha256(data).hexdigest() != snapshot_id:
-            raise BadPack(f"The snapshot {snapshot_id[:80]} is not what its id says.")
-        return len(data)
-
-    def _set(self, key: bytes, object_id: bytes | None) -> bytes | None:
-        """Let a path hold an object, or nothing; what it held."""
-        entries = self._entries
-        at = bisect_left(entries, key)
-        old = None
-        if at < len(entries) and entries[at].startswith(key):
-            old = entries[at][len(key) + len(self._form) :]
-            if object_id is None:
-                del entries[at]
-            else:
-                entries[at] = key + self._form + object_id
-        elif object_id is not None:
-            entries.insert(at, key + self._form + object_id)
-        return old
-
-    def _rewrite(self, form: bytes) -> None:
-        skipped, self._form = len(self._form), form
-        for at, entry in enumerate(self._entries):
-            path, _, object_id = entry.partition(_NUL)
-            self._entries[at] = path + _NUL + form + object_id[skipped:]
+def _snapshot(record: object) -> tuple[str, Record]:
+    """The bare id of a snapshot that has what it must be made of."""
+    if type(record) is dict:
+        snapshot_id = record.get("snapshot_id")
+        if isinstance(snapshot_id, str) and (
+            (isinstance(record["base_snapshot_id"], str) and _is_delta(record.get("delta")))
+            if "base_snapshot_id" in record
+            else _is_manifest(record.get("manifest"))
+        ):
+            return snapshot_id.removeprefix(PREFIX), record
+    raise BadPack("A snapshot of the pack cannot be read.")
 
 
-def _key(path: str) -> bytes:
-    """What an entry of this path begins with. NUL ends a path, or two could be read as one."""
-    if "\0" in path:
-        raise BadPack("A path of the pack holds a NUL character.")
-    return path.encode() + _NUL
+def _is_manifest(told: object) -> bool:
+    """Whether it is one, and cannot be read as another one that is hashed over the same bytes."""
+    return (
+        type(told) is dict
+        and {*map(type, told), *map(type, told.values())} <= {str}
+        and {*map(len, told.values())} <= _ID_CHARACTERS
+        and "\0" not in "".join(told)
+    )
 
 
-def _bare(object_id: str) -> bytes:
-    return object_id.removeprefix(PREFIX).encode()
+def _is_delta(told: object) -> bool:
+    if type(told) is not dict:
+        return False
+    for path, object_id in told.items():
+        if type(path) is not str or not (object_id is None or type(object_id) is str):
+            return False
+    return True
+
+
+def _is_manifest_of(snapshot_id: str, manifest: Mapping[str, str]) -> bool:
+    """Whether it is, however its author wrote ids, and however they were asked for."""
+    if is_snapshot_id(snapshot_id, manifest):
+        return True
+    bare = {path: object_id.removeprefix(PREFIX) for path, object_id in manifest.items()}
+    return bare != manifest and is_snapshot_id(snapshot_id, bare)

@@ -1,7 +1,7 @@
 """Reading a pack that came from somewhere else: every id is recomputed before anything is used.
 
-The pack is read once, from front to back, and the objects stay in its file: a `Pack` keeps commits
-and snapshots in memory and, for an object, the place of its bytes.
+The pack is read once, from front to back, and stays in its file: a `Pack` keeps commits and
+snapshots in memory and, for an object, the place of its bytes.
 
 A pack may be thin (it holds only what the asking side lacked), so a commit's parents, or files of
 its snapshot, may be in an earlier pack. What is in it, though, is whole and right.
@@ -9,26 +9,26 @@ its snapshot, may be in an earlier pack. What is in it, though, is whole and rig
 
 from __future__ import annotations
 
+import hashlib
 import os
+from _thread import allocate_lock
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from io import FileIO
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from gateway.client.commits import Record
 from gateway.client.errors import BadPack
-from gateway.client.manifests import Record
-from gateway.client.plain import PlainPack
+from gateway.client.plain import PlainPack, is_packed
 from gateway.client.reading import PackReader
-from leases.errors import InvalidRequest
+from gateway.client.value import Value
 
 UNPACKED_BYTES_MAX = 32 * 1024**3
 OBJECT_BYTES_MAX = 2 * 1024**3
 RECORD_BYTES_MAX = 256 * 1024**2  # A manifest of two million files.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(Value):
     """What a pack may ask of this machine."""
 
     unpacked_bytes_max: int = UNPACKED_BYTES_MAX
@@ -36,18 +36,22 @@ class Limits:
     record_bytes_max: int = RECORD_BYTES_MAX
 
 
-@dataclass(slots=True)
 class Pack:
     """A verified pack: commits and snapshots by their bare ids, objects by their place.
 
-    A snapshot that came as changes on another one has its whole manifest here as well; it is made
-    when it is asked for. Close the pack (or use it as a context manager) to let go of the file.
+    A commit's record is decoded when it is asked for, and a snapshot that came as changes on
+    another one gets its whole manifest then. Safe to use from several threads. Close the pack (or
+    use it as a context manager) to let go of its files.
     """
 
-    file: BinaryIO
-    commits: Mapping[str, Record] = field(default_factory=dict)
-    snapshots: Mapping[str, Record] = field(default_factory=dict)
-    objects: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    def __init__(self, file: FileIO, reader: PackReader, *, bytes_max: int) -> None:
+        self.commits: Mapping[str, Record] = reader.commits
+        self.snapshots: Mapping[str, Record] = reader.snapshots
+        self.objects: Mapping[str, tuple[int, int]] = reader.objects
+        self._file = file
+        self._bytes_max = bytes_max
+        self._lock = allocate_lock()
+        self._plain: BinaryIO | FileIO | None = None if is_packed(file) else file
 
     def __enter__(self) -> Self:
         return self
@@ -61,34 +65,56 @@ class Pack:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
-        self.file.close()
+        """Let go of the files."""
+        self._file.close()
+        if self._plain is not None:
+            self._plain.close()
 
     def content(self, object_id: str) -> bytes:
-        """The bytes of one object.
+        """The bytes of one object, hashed again: the file may have changed since it was verified.
 
-        Errors: KeyError when it is not in this pack.
+        Effects: the first one asked of a compressed pack decompresses it into a temporary file.
+        Errors:  KeyError when it is not in this pack; BadPack when it is no longer what it was.
         """
         start, length = self.objects[object_id]
-        return os.pread(self.file.fileno(), length, start) if length else b""
+        with self._lock:
+            if self._plain is None:
+                self._plain = _unfolded(self._file, bytes_max=self._bytes_max)
+        content = os.pread(self._plain.fileno(), length, start)
+        if hashlib.sha256(content).hexdigest() != object_id:
+            raise BadPack("The pack has changed since it was verified.", object_id=object_id)
+        return content
 
 
-def unpack(path: Path, *, limits: Limits | None = None) -> Pack:
+def _unfolded(file: FileIO, *, bytes_max: int) -> BinaryIO:
+    """The plain bytes in a file of their own, because objects are read by place."""
+    import tempfile
+
+    # Not a SpooledTemporaryFile: it must have a descriptor.
+    plain_file = tempfile.TemporaryFile(prefix="mpack-", buffering=0)  # noqa: SIM115  handed to the caller
+    try:
+        plain = PlainPack(file, bytes_max=bytes_max)
+        while piece := plain.read():
+            left = memoryview(piece)
+            while left:
+                left = left[plain_file.write(left) :]
+    except BaseException:
+        plain_file.close()
+        raise
+    return plain_file
+
+
+def unpack(path: str | os.PathLike[str], *, limits: Limits | None = None) -> Pack:
     """Read and verify a pack, plain or zstd.
 
     Errors: BadPack when anything in it is not what its id says; TooBig above a limit.
     """
     limits = limits or Limits()
-    plain = PlainPack(path, bytes_max=limits.unpacked_bytes_max)
-    reader = PackReader(plain, limits)
+    file = open(path, "rb", buffering=0)  # noqa: SIM115  handed to the caller
     try:
+        reader = PackReader(PlainPack(file, bytes_max=limits.unpacked_bytes_max), limits)
         reader.read()
-    except InvalidRequest as error:  # A malformed id, as the wire's own check puts it.
-        plain.file.close()
-        raise BadPack(error.message) from error
     except BaseException:
-        plain.file.close()
+        file.close()
         raise
-    finally:
-        plain.close_packed()
-    return Pack(plain.file, reader.commits, reader.snapshots, reader.objects)
+    return Pack(file, reader, bytes_max=limits.unpacked_bytes_max)

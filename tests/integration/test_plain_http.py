@@ -248,7 +248,10 @@ assert not hasattr(client, "nothing")
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-_HEAVY = ("asyncio", "httpx2", "logging", "sqlalchemy", "ssl", "starlette")
+_HEAVY = (
+    *("asyncio", "httpx2", "logging", "sqlalchemy", "ssl", "starlette"),
+    *("dataclasses", "inspect", "msgspec", "pathlib", "tempfile", "threading", "urllib.parse"),
+)
 
 
 def test_a_clone_loads_little() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.client import BadPack, Limits, TooBig, unpack
-from gateway.wire.ids import IdForm
+from gateway.wire.ids import IdForm, commit_id_of, snapshot_id_of
 from tests.factories import History, make_history
 
 
@@ -116,10 +116,71 @@ def test_entries_of_any_make_are_read(file: Callable[[bytes], Path]) -> None:
     assert set(large) <= history.contents.keys()
 
 
+def test_records_may_be_longer_than_what_is_read_at_once(file: Callable[[bytes], Path]) -> None:
+    history = History()
+    for number in range(9):
+        manifest = {"a": history.content(b"%d" % number)}
+        history.commit(manifest, message=f"{number}" * 20_000 * number)
+    for data in (packed(history), zstandard.ZstdCompressor().compress(packed(history))):
+        with unpack(file(data)) as pack:
+            for commit_id, commit in history.commits.items():
+                assert pack.commits[commit_id] == commit.record
+                assert pack.snapshots[commit.snapshot_id]["manifest"] == commit.manifest
+
+
+def test_what_nobody_knows_is_no_record(file: Callable[[bytes], Path]) -> None:
+    """It is passed over a piece at a time, however much it is."""
+    history = make_history(1)
+    for place in ("first", "last"):
+        told = packed(history) if place == "last" else b""
+        many = msgpack.packb("later") + b"\xdc\xff\xff" + 0xFFFF * b"\xa3abc"
+        data = b"\x85" + many + packed(history)[1:] if not told else b"\x85" + told[1:] + many
+        with unpack(file(data), limits=Limits(record_bytes_max=10_000)) as pack:
+            assert set(pack.commits) == set(history.commits)
+
+
+@pytest.mark.parametrize("compress", [bytes, zstandard.ZstdCompressor().compress])
+def test_a_file_that_changed_since_is_found_out(
+    file: Callable[[bytes], Path], compress: Callable[[bytes], bytes]
+) -> None:
+    history = make_history(1)
+    object_id = history.content(b"right" * 100)
+    data = packed(history)
+    path = file(compress(data))
+    with unpack(path) as pack:
+        with path.open("r+b") as open_file:
+            open_file.write(compress(data.replace(b"right" * 100, b"wrong" * 100)))
+        with pytest.raises(BadPack, match="changed"):
+            pack.content(object_id)
+
+
 def _cut_content() -> bytes:
     """One usual entry whose content says to be longer than all that follows."""
     entry = b"\x82\xa9object_id\xd9\x40" + b"a" * 64 + b"\xa7content\xc5\xff\xff!"
     return packed(make_history(3), objects=[])[:-1] + b"\x91" + entry
+
+
+def _two_readings(
+    path: str, *, object_id: str = "1" * 64, message: str = "m", parent: str | None = None
+) -> bytes:
+    """A commit and its snapshot whose ids are right, but not theirs alone."""
+    snapshot_id = snapshot_id_of({path: object_id})
+    parent_ids = [parent] if parent else []
+    commit = {
+        "commit_id": commit_id_of(parent_ids, snapshot_id, message=message, committed_at="now"),
+        "parent_commit_id": parent,
+        "snapshot_id": snapshot_id,
+        "message": message,
+        "committed_at": "now",
+    }
+    snapshot = {"snapshot_id": snapshot_id, "manifest": {path: object_id}}
+    return bytes(
+        msgpack.packb({"version": 1, "commits": [commit], "snapshots": [snapshot], "objects": []})
+    )
+
+
+def test_what_has_one_reading_is_read(file: Callable[[bytes], Path]) -> None:
+    unpack(file(_two_readings("a", parent="a" * 64))).close()
 
 
 HOSTILE = {
@@ -159,7 +220,12 @@ HOSTILE = {
     "wrong parent": _changed(lambda p: p["commits"][0].update(parent_commit_id="a" * 64)),
     "commit without snapshot": _changed(lambda p: p["commits"][0].pop("snapshot_id")),
     "metadata is a list": _changed(lambda p: p["commits"][0].update(metadata=[1])),
+    "a message with NUL": _two_readings("a", message="b\0c"),
+    "a parent with NUL": _two_readings("a", parent="a" * 64 + "\0" + "b" * 64),
     "wrong manifest": _changed(lambda p: p["snapshots"][0]["manifest"].update({"x": "a" * 64})),
+    "a path with NUL": _two_readings("a\0" + "0" * 64 + "\0b"),
+    "an id with NUL": _two_readings("a", object_id="0" * 64 + "\0b\0" + "1" * 64),
+    "an id that is none": _two_readings("a", object_id="x"),
     "manifest is a list": _changed(lambda p: p["snapshots"][0].update(manifest=[])),
     "manifest of numbers": _changed(lambda p: p["snapshots"][0].update(manifest={"x": 1})),
 }
@@ -202,5 +268,7 @@ def test_no_descriptor_is_left_open(file: Callable[[bytes], Path]) -> None:
     for data in (HOSTILE["cut"], HOSTILE["broken zstd"], HOSTILE["wrong message"]):
         with pytest.raises(BadPack):
             unpack(file(data))
-    unpack(file(packed(make_history(5)))).close()
+    for compress in (bytes, zstandard.ZstdCompressor().compress):
+        with unpack(file(compress(packed(make_history(5))))) as pack:
+            pack.content(next(iter(pack.objects)))
     assert open_descriptors() == before
