@@ -2,21 +2,27 @@
 
 The history (git_history.py, or the repository given with `--repository`) is imported over HTTP into
 the command `serve`. A clone of ours asks for the heads and the pack (zstd, snapshots told by their
-changes), downloads it and recomputes every id, in a process of its own and, `running`, in one that
-has done so before. The control, in turns with it: `git clone --bare` of the same history from `git
-http-backend` on the same machine. Neither checks files out. Then 20 of each at once. The server's
-processor time is the gateway's with PostgreSQL's, and Git's own without the HTTP server in front of
-it.
+changes), downloads it into a file and recomputes every id, in a process of its own and, `running`,
+in one that has done so before. The control, in turns with it: `git clone --bare` of the same
+history from `git http-backend` on the same machine. Neither checks files out. Git recomputes every
+id as well, looks whether all that the heads reach is there, syncs the pack and writes an index;
+ours looks whether the heads are there, and keeps the index in memory.
+
+Then 20 of each at once, and 20 at once in the client that runs already, in a thread each. The
+server's processor time is the gateway's with PostgreSQL's, and Git's own without the HTTP server in
+front of it; a client's is that of its process, and Git's of all of its processes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -39,6 +45,7 @@ _AT_ONCE, _AT_ONCE_QUICK = 20, 2
 _TURNS = 5
 _START_SECONDS_MAX = 30.0
 _ADDRESS = "bench/clone"
+_NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 
 
 def _push(url: str, token: str, repository: Path) -> None:
@@ -82,12 +89,19 @@ class _Scene:
     _numbers: Iterator[int] = field(default_factory=count)
 
     def start_ours(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "benchmarks.cloning", self.ours]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "benchmarks.cloning", self.ours, str(self.place())]
+        environ = {name: text for name, text in os.environ.items() if name != _NO_BYTECODE}
+        # A package that is installed has been compiled, and so has this one from the second run on.
+        environ["PYTHONPYCACHEPREFIX"] = str(self.folder / "bytecode")
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environ)
 
     def start_git(self) -> subprocess.Popen[bytes]:
-        into = self.folder / f"git-{next(self._numbers)}"
-        return subprocess.Popen(["git", "clone", "--quiet", "--bare", self.git, str(into)])
+        command = ["git", "clone", "--quiet", "--bare", self.git, str(self.place())]
+        return subprocess.Popen(command)
+
+    def place(self) -> Path:
+        """Where the next clone goes."""
+        return self.folder / f"clone-{next(self._numbers)}"
 
 
 def _timed(*starts: Callable[[], subprocess.Popen[bytes]]) -> float:
@@ -99,19 +113,27 @@ def _timed(*starts: Callable[[], subprocess.Popen[bytes]]) -> float:
 
 
 def _measure(scene: _Scene, *, turns: int, at_once: int) -> dict[str, float]:
-    cold, shared, running, git = [], [], [], []
+    _timed(scene.start_ours)
     with Client(scene.ours) as client:
-        size = clone(client)
-        for _ in range(turns):
-            git.append(_timed(scene.start_git))
-            scene.forget()
-            cold.append(_timed(scene.start_ours))
-            shared.append(_timed(scene.start_ours))
-            began = time.perf_counter()
-            clone(client)
-            running.append(time.perf_counter() - began)
-    git_size = git_history.pack_bytes(scene.folder / "git-0")
-    found = {
+        found = _in_turns(scene, client, turns=turns)
+        return found | _at_once(scene, client, at_once) if at_once else found
+
+
+def _in_turns(scene: _Scene, client: Client, *, turns: int) -> dict[str, float]:
+    cold, shared, running, git = [], [], [], []
+    size = clone(client, scene.place())
+    gits = scene.place()
+    assert not subprocess.call(["git", "clone", "--quiet", "--bare", scene.git, str(gits)])
+    git_size = git_history.pack_bytes(gits)
+    for _ in range(turns):
+        git.append(_timed(scene.start_git))
+        scene.forget()
+        cold.append(_timed(scene.start_ours))
+        shared.append(_timed(scene.start_ours))
+        began = time.perf_counter()
+        clone(client, scene.place())
+        running.append(time.perf_counter() - began)
+    return {
         "pack_bytes": size,
         "git_bytes": git_size,
         "bytes_ratio": size / git_size,
@@ -123,21 +145,30 @@ def _measure(scene: _Scene, *, turns: int, at_once: int) -> dict[str, float]:
         "running_seconds": median(running),
         "running_ratio": median(running) / median(git),
     }
-    if not at_once:
-        return found
-    before = scene.cpu_ours()
-    wall = _timed(*[scene.start_ours] * at_once)
-    cpu = (scene.cpu_ours() - before) / at_once
-    before = scene.cpu_git()
-    git_wall = _timed(*[scene.start_git] * at_once)
-    git_cpu = (scene.cpu_git() - before) / at_once
-    return found | {
+
+
+def _at_once(scene: _Scene, client: Client, count: int) -> dict[str, float]:
+    server, own = scene.cpu_ours(), children_seconds(os.getpid())
+    wall = _timed(*[scene.start_ours] * count)
+    server, own = scene.cpu_ours() - server, children_seconds(os.getpid()) - own
+    server_git, own_git = scene.cpu_git(), children_seconds(os.getpid())
+    wall_git = _timed(*[scene.start_git] * count)
+    server_git, own_git = scene.cpu_git() - server_git, children_seconds(os.getpid()) - own_git
+    began = time.perf_counter()
+    with ThreadPoolExecutor(count) as threads:
+        list(threads.map(lambda _: clone(client, scene.place()), range(count)))
+    wall_running = time.perf_counter() - began
+    return {
         "at_once_seconds": wall,
-        "at_once_git_seconds": git_wall,
-        "at_once_ratio": git_wall / wall,
-        "server_cpu_ms": 1000 * cpu,
-        "server_cpu_git_ms": 1000 * git_cpu,
-        "server_cpu_ratio": cpu / git_cpu if git_cpu else 0,
+        "at_once_git_seconds": wall_git,
+        "at_once_ratio": wall_git / wall,
+        "at_once_running_seconds": wall_running,
+        "at_once_running_ratio": wall_git / wall_running,
+        "client_cpu_ms": 1000 * own / count,
+        "client_cpu_git_ms": 1000 * own_git / count,
+        "server_cpu_ms": 1000 * server / count,
+        "server_cpu_git_ms": 1000 * server_git / count,
+        "server_cpu_ratio": server / server_git if server_git else 0,
     }
 
 
@@ -209,6 +240,10 @@ CLONE = Benchmark(
         "at_once_seconds": Figure(label="20 at once", unit="s"),
         "at_once_git_seconds": Figure(label="control: 20 of Git's at once", unit="s"),
         "at_once_ratio": Figure(label="our throughput to Git's", unit="times", at_least=2),
+        "at_once_running_seconds": Figure(label="20 at once, the client running already", unit="s"),
+        "at_once_running_ratio": Figure(label="its throughput to Git's", unit="times"),
+        "client_cpu_ms": Figure(label="a client's processor time a clone", unit="ms"),
+        "client_cpu_git_ms": Figure(label="control: Git's", unit="ms"),
         "server_cpu_ms": Figure(label="the server's processor time a clone", unit="ms"),
         "server_cpu_git_ms": Figure(label="control: Git's", unit="ms"),
         "server_cpu_ratio": Figure(label="ours to Git's", unit="times", at_most=0.2),

@@ -1,24 +1,40 @@
-"""One clone by our client, as a command: python -m benchmarks.cloning URL; prints bytes.
+"""One clone by our client, as a command: python -m benchmarks.cloning URL PATH; prints bytes.
 
-Everything a clone has to do: heads, pack, download, every id recomputed.
+Everything a clone has to do: heads, pack, download, every id recomputed; the pack stays at PATH.
 """
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
+from typing import TYPE_CHECKING
 
-from gateway.client import Client, unpack
+if TYPE_CHECKING:
+    from gateway.client import Client
 
 
-def clone(client: Client) -> int:
+def clone(client: Client, path: str | os.PathLike[str]) -> int:
     """Fetch all heads and verify everything; the pack's bytes."""
+    from gateway.client import unpack
+
     heads = client.refs().branch_heads
     answer = client.fetch_mpack(heads.values(), encoding="zstd", snapshots="delta")
-    with client.download(answer) as got, unpack(got.path) as pack:
+    with unpack(client.download(answer, path)) as pack:
         assert set(heads.values()) <= pack.commits.keys()
         return answer.size_bytes
 
 
+def _main() -> None:
+    # As Git does, and every program that is over in a moment: no memory is looked through or given
+    # back piece by piece.
+    gc.disable()
+    from gateway.client import Client
+
+    with Client(sys.argv[1]) as client:
+        print(clone(client, sys.argv[2]), flush=True)
+    os._exit(0)
+
+
 if __name__ == "__main__":
-    with Client(sys.argv[1]) as one:
-        print(clone(one))
+    _main()
