@@ -113,6 +113,7 @@ def _tell(
 
 
 def _stay(gateway: GatewayProcess) -> None:
+    from gateway.cli.search_path import search_path_lines
     from gateway.demo.story import OWNER_AND_REPO
 
     authorized = 'curl -H "Authorization: Bearer $token"'
@@ -122,8 +123,9 @@ def _stay(gateway: GatewayProcess) -> None:
         f"  curl {gateway.url}/readyz",
         f"  token=$(cat {gateway.folder / 'admin-token'})",
         f"  {authorized} {gateway.url}/v1/leases",
-        f"  {authorized} {gateway.url}/{OWNER_AND_REPO}/refs",
+        f"  {authorized} -H 'Accept: application/json' {gateway.url}/{OWNER_AND_REPO}/refs",
         f"  set -a; . {gateway.folder / 'mpack.env'}; set +a",
+        *(f"  {line}" for line in search_path_lines()),
         "  mpack-gateway lease list",
         "  mpack-gateway audit verify",
         "",

@@ -38,6 +38,8 @@ def dev(*, data: Path | None, host: str, port: int, log_level: str) -> None:
 
 
 def _announce(running: Running) -> None:
+    from gateway.cli.search_path import search_path_lines
+
     moved = running.data_folder.parent != running.folder / "postgres"
     lines = [
         f"mpack-gateway serves {running.url}",
@@ -51,6 +53,7 @@ def _announce(running: Running) -> None:
         f"  curl -H 'Authorization: Bearer {running.admin_token}' \\",
         f"    {running.url}/v1/leases",
         f"  set -a; . {running.env_file}; set +a",
+        *(f"  {line}" for line in search_path_lines()),
         "  mpack-gateway lease list",
         "  mpack-gateway audit verify",
         "",

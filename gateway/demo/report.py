@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterable
 
 import click
 
-_WIDTH = 100
-_FIGURE_COLUMN = 70
+_WIDTH_MAX = 100
+_FIGURE_WIDTH = 30  # Where they fit, figures stand below each other.
 
 
 class Report:
@@ -17,6 +18,7 @@ class Report:
     def __init__(self) -> None:
         self.failed: list[str] = []
         self._chapters = 0
+        self._width = min(_WIDTH_MAX, shutil.get_terminal_size((_WIDTH_MAX, 0)).columns)
         encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
         self._tick, self._cross = ("✓", "✗") if "utf" in encoding else ("ok", "NO")
 
@@ -31,7 +33,7 @@ class Report:
         if not true:
             self.failed.append(what)
         mark = click.style(self._tick, fg="green") if true else click.style(self._cross, fg="red")
-        for number, line in enumerate(_columns(what, figure)):
+        for number, line in enumerate(_columns(what, figure, self._width)):
             click.echo(f"   {mark if number == 0 else ' '} {line}")
 
     def note(self, text: str) -> None:
@@ -44,16 +46,17 @@ class Report:
         widths = [max(map(len, column)) for column in zip(*all_rows, strict=True)]
         for row in all_rows:
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            click.echo(f"     {'  '.join(cells)}"[:_WIDTH].rstrip())
+            click.echo(f"     {'  '.join(cells)}"[: self._width].rstrip())
 
 
-def _columns(what: str, figure: str) -> list[str]:
+def _columns(what: str, figure: str, width: int) -> list[str]:
     """One line when both fit, else the figure on a line of its own."""
     if not figure:
         return [what]
-    if len(what) < _FIGURE_COLUMN - 1 and _FIGURE_COLUMN + len(figure) + 5 <= _WIDTH:
-        return [f"{what:<{_FIGURE_COLUMN - 1}} {figure}"]
-    if len(what) + len(figure) + 7 <= _WIDTH:
+    column = width - _FIGURE_WIDTH
+    if len(what) < column - 1 and column + len(figure) + 5 <= width:
+        return [f"{what:<{column - 1}} {figure}"]
+    if len(what) + len(figure) + 7 <= width:
         return [f"{what}  {figure}"]
     return [what, figure]
 
