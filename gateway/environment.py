@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Secret
 
@@ -104,6 +105,16 @@ def read(structure: type[Group], environ: Mapping[str, str]) -> tuple[Group | No
         assert group is not None
         top[group] = hints[group](**inner)
     return structure(**top), []
+
+
+def parts_of(url: str) -> SplitResult | None:
+    """A URL's parts; None where its host or its port cannot be read."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts
 
 
 def _unknown(environ: Mapping[str, str], known: Mapping[str, NamedField]) -> Iterator[str]:

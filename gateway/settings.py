@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from starlette.datastructures import Secret
 
-from gateway.environment import SettingsInvalid, named_fields, read
+from gateway.environment import SettingsInvalid, named_fields, parts_of, read
 from gateway.packs.policy import PackPolicy
 from gateway.storage.s3_settings import S3Settings
 from gateway.wire.limits import MIB, WireLimits
@@ -93,11 +93,13 @@ class Settings:
     def _wrong_urls(self) -> Iterator[str]:
         for name in ("database_url", "database_direct_url"):
             url = getattr(self, name)
-            if url is not None and urlsplit(str(url)).scheme not in _DATABASE_SCHEMES:
+            if url is not None and not str(url).startswith(_DATABASE_BEGINNINGS):
                 yield f"{name} must begin with postgresql://."
+            elif url is not None and parts_of(str(url)) is None:
+                yield f"{name} has a host or a port that is none."
         if self.public_url is not None:
-            parts = urlsplit(self.public_url)
-            if parts.scheme not in ("http", "https") or not parts.netloc:
+            parts = parts_of(self.public_url)
+            if parts is None or parts.scheme not in ("http", "https") or not parts.netloc:
                 yield "public_url must be a whole URL that begins with http:// or https://."
             elif parts.query or parts.fragment or parts.username:
                 yield "public_url must hold no user, query or fragment."
@@ -131,7 +133,7 @@ class Settings:
 _MAY_BE_ZERO = frozenset(
     {"port", "drain_seconds", "token_requests_per_second", "address_requests_per_second"}
 )
-_DATABASE_SCHEMES = ("postgresql", "postgresql+asyncpg", "postgres")
+_DATABASE_BEGINNINGS = ("postgresql://", "postgresql+asyncpg://", "postgres://")
 
 
 def _printable(name: str, value: Any) -> Any:

@@ -6,7 +6,9 @@ to stderr. The exit codes stand in `exits.py`.
 
 from __future__ import annotations
 
+import errno
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -35,8 +37,21 @@ _VERBS = {
 }
 
 
+# A disk that is full or fails under what a command writes is nobody's bug.
+_NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
+
 class LazyVerbs(click.Group):
     """A group that knows its verbs by name and imports one when it is asked for."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno not in _NOT_WRITTEN:
+                raise
+            message = f"What this told could not be written: {error.strerror}."
+            raise click.ClickException(message) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         return list(_VERBS)

@@ -30,10 +30,15 @@ def healthcheck(*, url: str | None, live: bool, timeout: float, as_json: bool) -
     else:
         checks = answer.get("checks") or {}
         print_pairs(
-            {"status": answer["status"]} | {name: one["status"] for name, one in checks.items()}
+            {"status": answer["status"]} | {name: _in_words(one) for name, one in checks.items()}
         )
     if status != 200:
         raise SystemExit(Exit.TRY_LATER)
+
+
+def _in_words(check: dict[str, Any]) -> str:
+    status, detail = str(check["status"]), check.get("detail")
+    return status if detail is None else f"{status}: {detail}"
 
 
 def _own_address() -> str:
@@ -45,9 +50,9 @@ def _own_address() -> str:
 
 def _ask(url: str, timeout: float) -> tuple[int, dict[str, Any]]:
     """The status and the answer; 0 where there is none."""
-    import json
     import urllib.error
     import urllib.request
+    from http.client import HTTPException
 
     if not url.startswith(("http://", "https://")):
         raise click.BadParameter("a URL begins with http:// or https://", param_hint="--url")
@@ -55,14 +60,22 @@ def _ask(url: str, timeout: float) -> tuple[int, dict[str, Any]]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=timeout) as answer:
-            return answer.status, json.loads(answer.read(_ANSWER_BYTES_MAX))
+            return answer.status, _told(answer.read(_ANSWER_BYTES_MAX))
     except urllib.error.HTTPError as refused:
         try:
-            return refused.code, {"status": "unavailable"} | json.loads(
-                refused.read(_ANSWER_BYTES_MAX)
-            )
+            return refused.code, _told(refused.read(_ANSWER_BYTES_MAX))
         except ValueError:
             return refused.code, {"status": "unavailable"}
-    except (OSError, ValueError) as error:
-        click.echo(f"{url} does not answer ({type(error).__name__}).", err=True)
+    except (OSError, HTTPException, ValueError) as error:
+        click.echo(f"{url} does not answer as a gateway does ({type(error).__name__}).", err=True)
         return 0, {"status": "no answer"}
+
+
+def _told(answer: bytes) -> dict[str, Any]:
+    """What a gateway says. Errors: ValueError for what something else may say on this port."""
+    import json
+
+    told = json.loads(answer)
+    if not isinstance(told, dict) or "status" not in told:
+        raise ValueError("no gateway's answer")
+    return told

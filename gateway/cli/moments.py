@@ -8,13 +8,17 @@ from datetime import UTC, datetime, timedelta
 import click
 
 _SPAN = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhdw])\Z", re.ASCII)
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+# A century: what is longer is a slip, and the database's times end somewhere.
+_SPAN_SECONDS_MAX = 36_500 * 86_400
 
 
 def span_of(text: str) -> timedelta | None:
-    """The span that this text says; None where it says none."""
+    """The span that this text says; None where it says none, or one that is too long."""
     found = _SPAN.match(text)
-    return None if found is None else timedelta(**{_UNITS[found[2]]: float(found[1])})
+    if found is None or float(found[1]) * _SECONDS[found[2]] > _SPAN_SECONDS_MAX:
+        return None
+    return timedelta(seconds=float(found[1]) * _SECONDS[found[2]])
 
 
 class Span(click.ParamType[timedelta]):
@@ -27,7 +31,7 @@ class Span(click.ParamType[timedelta]):
     ) -> timedelta:
         span = value if isinstance(value, timedelta) else span_of(value)
         if span is None:
-            self.fail("a span is written 30s, 10m, 12h or 30d", param, ctx)
+            self.fail("a span is written 30s, 10m, 12h or 30d, up to 36500d", param, ctx)
         return span
 
 

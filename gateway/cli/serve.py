@@ -40,8 +40,10 @@ def serve(
     try:
         server.run()
     except SystemExit:
-        # The server's own exit codes mean something else in our table.
-        raise SystemExit(Exit.FAILED) from None
+        # The server's own exit code says neither of the two: that the service did not start, or
+        # that somebody else has the address. Its log says which, and why.
+        taken = not server.lifespan.should_exit
+        raise SystemExit(Exit.TRY_LATER if taken else Exit.FAILED) from None
     if not server.started:
         raise SystemExit(Exit.FAILED)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Secret
+
+from gateway.environment import parts_of
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]\Z", re.ASCII)
 
@@ -80,6 +81,8 @@ def _text(value: object) -> str:
 
 
 def _is_address(url: str) -> bool:
-    parts = urlsplit(url)
+    parts = parts_of(url)
+    if parts is None:
+        return False
     bare = not (parts.username or parts.query or parts.fragment or parts.path.strip("/"))
     return parts.scheme in ("http", "https") and bool(parts.hostname) and bare

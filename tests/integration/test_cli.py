@@ -182,6 +182,21 @@ def event_of(line: str) -> str:
         pytest.fail(f"not a line of the log: {line!r}")
 
 
+def test_a_taken_port_means_try_later(commands: Commands) -> None:
+    """As a real process: the server ends itself, with a code of its own."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway", "serve", "--port", port],
+            env=os.environ | commands.environ, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 75, done.stderr
+    assert "address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_serve_serves_and_ends_on_sigterm(commands: Commands) -> None:
     """As a real process: the event loop, the signals and the log are the real ones."""
     port = free_port()

@@ -127,6 +127,8 @@ def test_sweep_leaves_alone_what_is_hardly_overdue(commands: Commands) -> None:
     commands.run("sweep", "--older-than", "10m", exits=3)
     commands.run("sweep", "--older-than", "10m", "--dry-run", exits=3)
     commands.run("sweep", "--older-than", "ten", exits=2)
+    commands.run("sweep", "--older-than", "999999999w", exits=2)
+    commands.run("lease", "list", "--since", "999999999w", exits=2)
     overdue(commands)
     assert commands.json("sweep", "--older-than", "10m")["reclaimed"] == 1
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from datetime import datetime
 from pathlib import Path
 from uuid import UUID
@@ -39,6 +41,23 @@ def test_the_exported_log_proves_itself(commands: Commands, tmp_path: Path) -> N
         sha = hashlib.sha256(data.encode()).digest()
         previous = event_hash(previous, StoredEvent(**line, data=data, data_sha=sha, hash=b""))
         assert previous == stated
+
+
+@pytest.mark.parametrize(
+    "words", [["events", "export", "--output", "/dev/full"], ["config", "show"]]
+)
+def test_a_full_disk_is_said_in_one_sentence(commands: Commands, words: list[str]) -> None:
+    """As a real process: its stdout is the full disk, too."""
+    commands.grant()
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway", *words],
+            env=commands.whole_environ, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "could not be written: No space left on device." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 def test_export_takes_a_part(commands: Commands) -> None:
@@ -130,6 +149,27 @@ def test_the_example_can_be_read_back(commands: Commands) -> None:
     assert list(pairs) == [item.variable for item in named_fields(Settings)]
     result = CliRunner().invoke(main, ["config", "check"], env=pairs)
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    "said", [b"SSH-2.0-x\r\n", b"HTTP/1.0 200 OK\r\n\r\n[]"], ids=["ssh", "list"]
+)
+def test_healthcheck_of_something_else_is_try_later(commands: Commands, said: bytes) -> None:
+    """A wrong port is a usual slip."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(said)
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        result = commands.run("healthcheck", "--url", url, exits=75)
+        answering.join()
+    assert "does not answer as a gateway does" in result.stderr
 
 
 def test_healthcheck_without_a_gateway_is_try_later(commands: Commands) -> None:

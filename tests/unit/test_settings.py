@@ -116,6 +116,20 @@ def test_what_does_not_fit_together_is_told() -> None:
     assert len(found) == 5, found
 
 
+@pytest.mark.parametrize("address", ["host:port", "host:70000", "[::1"])
+def test_an_address_that_is_none_is_told(address: str) -> None:
+    """A slip in a URL is the settings' fault, and no bug of a driver's."""
+    found = problems_of(
+        {
+            "MPACK_DATABASE_URL": f"postgresql://user@{address}/name",
+            "MPACK_PUBLIC_URL": f"https://{address}",
+            "MPACK_S3_BUCKET": "packs",
+            "MPACK_S3_ENDPOINT": f"https://{address}",
+        }
+    )
+    assert len(found) == 3, found
+
+
 def test_a_secret_comes_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "url"
     file.write_text(URL + "\n")
