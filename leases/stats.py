@@ -80,7 +80,8 @@ class Stats:
         leases = "1 lease is" if self.overdue == 1 else f"{self.overdue:,} leases are"
         late = f"the oldest for {self.oldest_overdue_seconds:,.0f} s"
         if not self.is_not_done:
-            return f"{leases} overdue and being done, {late}."
+            stuck = f"; {self.stuck:,} stuck: `mpack-gateway lease list --state stuck`"
+            return f"{leases} overdue and being done, {late}{stuck if self.stuck else ''}."
         if self.paused:
             why = f"reaping is paused by {self.paused_by}: {self.pause_reason}"
         elif not self.replicas:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gateway.lease_listing import Page, StateFilter
     from gateway.service import Service
     from gateway.settings import Settings
+    from leases.errors import Failure
     from leases.model import Lease
 
 _COLUMNS = ("mpack_id", "state", "kind", "size_bytes", "granted_at", "delete_at", "outcome")
@@ -245,32 +246,31 @@ def _move(
     elif moved:
         print_rows(moved, _COLUMNS)
     for mpack_id, why in refused.items():
-        click.echo(f"{mpack_id}: {why}", err=True)
+        click.echo(f"{mpack_id}: {why.message}", err=True)
     raise SystemExit(_exit_code(moved, refused))
 
 
-def _exit_code(moved: Sequence[object], refused: dict[str, Exception]) -> int:
+def _exit_code(moved: Sequence[object], refused: dict[str, Failure]) -> int:
     from gateway.cli.exits import exit_code_of
-    from leases.errors import Failure
 
     if refused and moved:
         return Exit.PARTIAL
     if not moved and not refused:
         click.echo("No lease is stuck.", err=True)
         return Exit.NOTHING_MATCHED
-    codes = {exit_code_of(why) for why in refused.values() if isinstance(why, Failure)}
+    codes = {exit_code_of(why) for why in refused.values()}
     return codes.pop() if len(codes) == 1 else Exit.OK if not refused else Exit.FAILED
 
 
 async def _moved(
     settings: Settings, work: Work, prefixes: Sequence[str], *, stuck: bool
-) -> tuple[list[dict[str, Any]], dict[str, Exception]]:
+) -> tuple[list[dict[str, Any]], dict[str, Failure]]:
     """Every lease for itself: what one of them refuses does not stop the others."""
     from gateway.cli.opened import opened_service
     from leases.errors import Failure
 
     moved: list[dict[str, Any]] = []
-    refused: dict[str, Exception] = {}
+    refused: dict[str, Failure] = {}
     async with opened_service(settings) as service:
         if stuck:
             prefixes = await service.listing.stuck_ids()

@@ -36,7 +36,7 @@ def stats(database_url: str | None, *, as_json: bool) -> None:
 
 
 def _told(found: Stats, quotas: list[Usage]) -> dict[str, Any]:
-    reaping = "running" if found.replicas else "no replica is running"
+    reaping = "not paused by an operator" if found.replicas else "no replica is running"
     if found.paused:
         reaping = f"paused by {found.paused_by}: {found.pause_reason}"
     return {

@@ -180,6 +180,8 @@ class Repos:
         Effects: at most one row and its `repo.created`, also when two callers race.
         Errors:  Incomplete (422) for a name that cannot be one; RepoMissing when it was deleted.
         """
+        if owner.lower() in RESERVED_OWNERS:
+            raise Incomplete(f"No repo can be {owner}'s: that address is the gateway's own.")
         if not (is_owner_name(owner) and is_repo_name(slug)):
             raise Incomplete("A repository's name has up to 100 letters, digits, '.', '_' and '-'.")
         found = await self.find(owner=owner, slug=slug)

@@ -93,6 +93,7 @@ def test_repo_create_prints_the_id(commands: Commands) -> None:
     assert commands.sql("SELECT visibility FROM repos") == "private"
     commands.run("repo", "create", "nothing", exits=2)
     commands.run("repo", "create", "../etc/x", exits=2)
+    assert "gateway's own" in commands.run("repo", "create", "v1/x", exits=2).stderr
 
 
 def test_sweep_reaps_what_is_due(commands: Commands) -> None:

@@ -82,8 +82,9 @@ SOME = Stats(
         (replace(SOME, replicas=2, put_off=1), "the store did not answer, and is probed"),
         (replace(SOME, paused=True, paused_by="x", pause_reason="y"), "paused by x: y"),
         (replace(SOME, claimed=1), "1 lease is overdue and being done, the oldest for 61 s."),
+        (replace(SOME, unattended=0, stuck=1), "61 s; 1 stuck: `mpack-gateway lease list --state"),
     ],
-    ids=["no replica", "many", "unknown", "store out", "paused", "being done"],
+    ids=["no replica", "many", "unknown", "store out", "paused", "being done", "stuck"],
 )
 def test_the_words(stats: Stats, words: str) -> None:
     assert words in stats.in_words()
