@@ -37,6 +37,7 @@ async def end_instance_sessions(database: Database) -> None:
     await database.fetch(
         "SELECT pg_terminate_backend(pid) FROM pg_locks"
         f" WHERE locktype = 'advisory' AND classid = {LOCK_CLASS}"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
 
 

@@ -95,7 +95,8 @@ async def test_a_lost_connection_is_an_outage_and_then_made_anew(database: Datab
     await lookups.load(new_mpack_id())
     await database.fetch(
         "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
-        " WHERE query LIKE '%AS asked (id)%' AND pid <> pg_backend_pid()"
+        " WHERE datname = current_database() AND query LIKE '%AS asked (id)%'"
+        " AND pid <> pg_backend_pid()"
     )
     outcomes = [
         await asyncio.gather(lookups.load(new_mpack_id()), return_exceptions=True) for _ in range(2)
