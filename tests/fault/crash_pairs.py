@@ -3,13 +3,12 @@
     python -m tests.fault.crash_pairs --count 100 --seed 7 --json PATH
 
 First every single point of every scenario, on every side; then pairs by seed, those first that the
-file at PATH does not hold yet. It keeps what it has covered from run to run.
+file at PATH does not hold yet. That file keeps what was covered, from run to run.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import random
 import sys
@@ -18,11 +17,11 @@ from pathlib import Path
 
 from leases.clock import SystemClock
 from tests.databases import cloned
+from tests.fault.command import keep, run_command
 from tests.fault.crash_points import CrashSite, crash_site, single_points
 from tests.fault.crashing import SCENARIOS
 from tests.fault.effects import Point, Side
 from tests.fault.servers import own_postgres
-from tests.rgw import stop_server
 
 _RECOVERY = "recover"
 # A recovery has up to so many effects; a pair whose second point lies beyond ends well instead.
@@ -45,10 +44,10 @@ class Covered:
             return cls()
         return cls(**json.loads(path.read_text()))
 
-    def keep(self, path: Path | None) -> None:
-        told = {name: getattr(self, name) for name in self.__slots__}
-        if path is not None:
-            path.write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
+    @property
+    def holds(self) -> bool:
+        """What does not hold ends the run."""
+        return True
 
 
 async def singles(site: CrashSite, covered: Covered) -> dict[str, list[Point]]:
@@ -93,7 +92,7 @@ async def run(count: int, seed: int, path: Path | None) -> Covered:
     with own_postgres() as server, cloned(server) as url:
         async with crash_site(url) as site:
             points = await singles(site, covered)
-            covered.keep(path)
+            keep(covered, path)
             seconds = [
                 Point(number, side)
                 for number in range(1, _RECOVERY_EFFECTS_MAX + 1)
@@ -112,9 +111,8 @@ async def run(count: int, seed: int, path: Path | None) -> Covered:
             pairs.sort(key=lambda one: any(_is(one, name) for name in held))
             for first, second in pairs[:count]:
                 await pair(site, covered, first, second)
-                covered.keep(path)
+                keep(covered, path)
     covered.seconds = round(clock.monotonic() - began, 1)
-    covered.keep(path)
     return covered
 
 
@@ -123,23 +121,15 @@ def _is(one: tuple[tuple[str, Point], Point], name: tuple[str, str]) -> bool:
     return name[0].startswith(f"{scenario}: {_words(point)} ") and name[1] == _words(second)
 
 
+async def _run(asked: argparse.Namespace) -> Covered:
+    return await run(asked.count, asked.seed, asked.json)
+
+
 def main() -> int:
-    """Run, tell, keep; a broken promise raises."""
+    """The command; a broken promise raises."""
     parser = argparse.ArgumentParser(prog="python -m tests.fault.crash_pairs")
     parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
-    parser.add_argument("--json", type=Path, help="what was covered, read and kept here")
-    asked = parser.parse_args()
-    print(f"seed {asked.seed}", flush=True)
-    try:
-        covered = asyncio.run(run(asked.count, asked.seed, asked.json))
-    finally:
-        stop_server()
-    print(
-        f"{len(covered.singles)} points and {len(covered.pairs)} pairs have been crashed at,"
-        f" {covered.not_reached} pairs ended before their second crash; {covered.seconds} s"
-    )
-    return 0
+    return run_command(parser, _run)
 
 
 if __name__ == "__main__":

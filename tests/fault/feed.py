@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -26,14 +23,13 @@ import asyncpg
 from gateway.auth import Scope
 from leases.clock import SystemClock
 from leases.instance import LOCK_CLASS
-from tests.databases import cloned, driver_url
+from tests.databases import driver_url
+from tests.fault.command import own_gateways, run_command
 from tests.fault.feeding import Reader, WritersProcess, reading
-from tests.fault.processes import GatewayProcess, Gateways, gateways_on
+from tests.fault.processes import GatewayProcess, Gateways
 from tests.fault.scene import inside
-from tests.fault.servers import own_postgres
 from tests.integration.gateways import free_port
 from tests.leasing import until
-from tests.rgw import stop_server
 
 REPLICAS = 3
 # With a replica back after three seconds two of three are there most of the time.
@@ -185,33 +181,16 @@ def judge(told: Feed, readers: Sequence[Reader], rows: Sequence[Any]) -> None:
     told.latency_ms_max = round(late_ms[-1], 3)
 
 
-async def _on_own_servers(seconds: float, seed: int) -> Feed:
-    with (
-        own_postgres() as server,
-        cloned(server) as url,
-        tempfile.TemporaryDirectory(prefix="mpg-feed-") as folder,
-    ):
-        async with gateways_on(url, Path(folder)) as gateways:
-            return await run(gateways, seconds=seconds, seed=seed)
+async def _run(asked: argparse.Namespace) -> Feed:
+    async with own_gateways() as gateways:
+        return await run(gateways, seconds=asked.minutes * 60, seed=asked.seed)
 
 
 def main() -> int:
-    """Run, tell, keep; 1 when a reader saw anything but the log."""
+    """The command; 1 when a reader saw anything but the log."""
     parser = argparse.ArgumentParser(prog="python -m tests.fault.feed")
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
-    parser.add_argument("--json", type=Path, help="keep what was found here")
-    asked = parser.parse_args()
-    print(f"seed {asked.seed}", flush=True)
-    try:
-        told = asyncio.run(_on_own_servers(asked.minutes * 60, asked.seed))
-    finally:
-        stop_server()
-    kept = json.dumps(asdict(told), indent=1) + "\n"
-    if asked.json:
-        asked.json.write_text(kept)
-    print(kept, end="")
-    return int(not told.holds)
+    return run_command(parser, _run)
 
 
 if __name__ == "__main__":

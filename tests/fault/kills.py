@@ -11,25 +11,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import sys
-import tempfile
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.client import AsyncClient
-from gateway.client.errors import ClientError
 from gateway.service import Service
 from leases.clock import SystemClock
-from tests.databases import cloned
 from tests.fault.balancer import balanced
-from tests.fault.processes import GatewayProcess, Gateways, gateways_on
+from tests.fault.command import own_gateways, run_command
+from tests.fault.load import under_load
+from tests.fault.processes import GatewayProcess, Gateways
 from tests.fault.scene import (
-    REPO,
-    Pushed,
     a_pushed_repo,
     all_are_gone,
     durable_blobs,
@@ -37,13 +31,10 @@ from tests.fault.scene import (
     states,
     sweep_once_and_check,
 )
-from tests.fault.servers import own_postgres
 from tests.integration.gateways import free_port
 from tests.leasing import until
-from tests.rgw import stop_server
 
 REPLICAS = 3
-CALLERS = 6
 OVERDUE_SECONDS_MAX = 3.0  # What issue and DESIGN allow after a kill -9.
 _PAUSE_SECONDS = (0.05, 0.6)
 _REST_SECONDS_MAX = 30.0
@@ -79,32 +70,6 @@ class Kills:
         return not (bad or self.problems)
 
 
-class _Load:
-    """Callers who fetch for as long as it lasts; a killed replica's answer is nobody's failure."""
-
-    def __init__(self, url: str, pushed: Pushed, chance: random.Random, told: Kills) -> None:
-        self._url = url
-        self._pushed = pushed
-        self._chance = chance
-        self._told = told
-        self.over = asyncio.Event()
-
-    async def call(self) -> None:
-        while not self.over.is_set():
-            ttl_seconds = self._chance.uniform(1, 3)
-            # Refusals come at once: callers do not turn into a storm.
-            pause = self._chance.uniform(0.01, 0.05)
-            try:
-                async with AsyncClient(f"{self._url}/{REPO}", token=self._pushed.token) as client:
-                    head = self._pushed.history.head.commit_id
-                    await client.fetch_mpack([head], ttl_seconds=ttl_seconds)
-                    self._told.fetches += 1
-            except (ClientError, OSError):
-                self._told.refused += 1
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.over.wait(), pause)
-
-
 async def run(gateways: Gateways, *, count: int, seed: int, minutes_max: float) -> Kills:
     """The whole run on these gateways; fewer kills when the time is up before."""
     told, chance, clock = Kills(seed=seed), random.Random(seed), SystemClock()
@@ -122,18 +87,13 @@ async def run(gateways: Gateways, *, count: int, seed: int, minutes_max: float) 
         }
         started = await asyncio.gather(*(gateways.start(port=port, **settings) for port in ports))
         replicas = dict(zip(ports, started, strict=True))
-        load = _Load(url, pushed, chance, told)
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(CALLERS):
-                tasks.create_task(load.call())
-            try:
-                while told.kills < count and clock.monotonic() - began < minutes_max * 60:
-                    await clock.sleep(chance.uniform(*_PAUSE_SECONDS))
-                    port = chance.choice(ports)
-                    await _kill(gateways, replicas, port, settings)
-                    told.kills += 1
-            finally:
-                load.over.set()
+        async with under_load(url, pushed, chance) as load:
+            while told.kills < count and clock.monotonic() - began < minutes_max * 60:
+                await clock.sleep(chance.uniform(*_PAUSE_SECONDS))
+                port = chance.choice(ports)
+                await _kill(gateways, replicas, port, settings)
+                told.kills += 1
+        told.fetches, told.refused = load.fetches, load.refused
         with suppress(TimeoutError):
             await until(lambda: all_are_gone(gateways), _REST_SECONDS_MAX)
         for replica in replicas.values():
@@ -169,34 +129,19 @@ async def _judge(
     told.overdue_over_bound = row["late"]
 
 
-async def _on_own_servers(count: int, seed: int, minutes_max: float) -> Kills:
-    with (
-        own_postgres() as server,
-        cloned(server) as url,
-        tempfile.TemporaryDirectory(prefix="mpg-kills-") as folder,
-    ):
-        async with gateways_on(url, Path(folder)) as gateways:
-            return await run(gateways, count=count, seed=seed, minutes_max=minutes_max)
+async def _run(asked: argparse.Namespace) -> Kills:
+    async with own_gateways() as gateways:
+        return await run(
+            gateways, count=asked.count, seed=asked.seed, minutes_max=asked.minutes_max
+        )
 
 
 def main() -> int:
-    """Run, tell, keep; 1 when the promise was broken."""
+    """The command; 1 when the promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.fault.kills")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--minutes-max", type=float, default=180.0, help="then judge anyway")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
-    parser.add_argument("--json", type=Path, help="keep what was found here")
-    asked = parser.parse_args()
-    print(f"seed {asked.seed}", flush=True)
-    try:
-        told = asyncio.run(_on_own_servers(asked.count, asked.seed, asked.minutes_max))
-    finally:
-        stop_server()
-    kept = json.dumps(asdict(told), indent=1) + "\n"
-    if asked.json:
-        asked.json.write_text(kept)
-    print(kept, end="")
-    return int(not told.holds)
+    return run_command(parser, _run)
 
 
 if __name__ == "__main__":
