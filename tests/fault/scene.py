@@ -136,6 +136,20 @@ async def all_are_reclaimed(service: Service, count: int) -> bool:
     return await states(service) == {"reclaimed": count}
 
 
+async def deadlines(service: Service) -> dict[str, datetime]:
+    """When each pack was due, by its key."""
+    rows = await service.database.fetch("SELECT storage_key, delete_at FROM mpack_leases")
+    return {row["storage_key"]: row["delete_at"] for row in rows}
+
+
+async def claims_are_held(service: Service) -> bool:
+    """Somebody has claimed leases and is not through with them."""
+    row = await service.database.fetchrow(
+        "SELECT count(*) AS held FROM mpack_leases WHERE claim_token IS NOT NULL"
+    )
+    return bool(row and row["held"])
+
+
 async def fetch(
     process: GatewayProcess, pushed: Pushed, *, ttl_seconds: float, **options: Any
 ) -> dict[str, Any]:

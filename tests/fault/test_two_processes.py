@@ -16,6 +16,7 @@ from tests.fault.scene import (
     a_pushed_repo,
     all_are_gone,
     all_are_reclaimed,
+    claims_are_held,
     fetch,
     grant_together,
     inside,
@@ -147,13 +148,6 @@ async def test_claims_of_a_frozen_process_end_at_their_limit(gateways: Gateways)
             await until(frozen.is_ready)
         await due.check(service, late_seconds_max=4 + LATE_SECONDS_MAX)
         assert other.said("leases_reclaimed")
-
-
-async def claims_are_held(service: Service) -> bool:
-    row = await service.database.fetchrow(
-        "SELECT count(*) AS held FROM mpack_leases WHERE claim_token IS NOT NULL"
-    )
-    return bool(row and row["held"])
 
 
 async def test_both_killed_the_next_start_reclaims_and_says_how_late(gateways: Gateways) -> None:

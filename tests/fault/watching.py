@@ -8,6 +8,7 @@ is exact under any load.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -92,13 +93,17 @@ class BlobWatch:
                 self.went[name] = (self._there_at, ended_at)
             self._there, self._there_at = names, began_at
 
+    def early(self, due: Mapping[str, datetime], time: DatabaseTime) -> list[str]:
+        """Those that went before they were due; what is not sure counts for them."""
+        ends = ((name, end) for name, (_, end) in self.went.items())
+        return [name for name, end in ends if name in due and time.latest(end) < due[name]]
+
     def check_in_time(
         self, names: list[str], due_at: datetime, time: DatabaseTime, *, late_seconds_max: float
     ) -> None:
         """Every one of these went, none of them before its deadline, none long after it."""
         assert sorted(self.went) == sorted(names)
-        early = [name for name, (_, end) in self.went.items() if time.latest(end) < due_at]
-        assert early == []
+        assert self.early(dict.fromkeys(names, due_at), time) == []
         bound = due_at + timedelta(seconds=late_seconds_max)
         late = [name for name, (begin, _) in self.went.items() if time.earliest(begin) > bound]
         assert late == []

@@ -60,6 +60,12 @@ PARTS = (
         minutes_max=60,
     ),
     Part(
+        name="pauses",
+        about="a replica that is stopped for five minutes while it holds claims",
+        command=("tests.fault.pauses", "--seconds", "300", "--seed", "{seed}", "--json", "{out}"),
+        minutes_max=20,
+    ),
+    Part(
         name="feed",
         about="readers of the log's feed for ten minutes of kill -9 and cut notifications",
         command=("tests.fault.feed", "--minutes", "10", "--seed", "{seed}", "--json", "{out}"),
