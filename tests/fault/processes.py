@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from tests.leasing import until
 from tests.stores import StoreView, variables_of, view_of
 
 ROOT = Path(__file__).resolve().parents[2]
-_PROGRAM = (sys.executable, "-c", "from gateway.cli import main; main()", "serve")
+_PROGRAM = (sys.executable, "-c", "from gateway.cli import main; main()")
+_BY_A_WRONG_CLOCK = (sys.executable, "-m", "tests.fault.wall_clock")
 _START_SECONDS_MAX = 30.0
 _END_SECONDS_MAX = 20.0
 _CALL_SECONDS_MAX = 20.0
@@ -45,12 +47,13 @@ SHORT: Mapping[str, object] = {
 
 @dataclass(slots=True, kw_only=True)
 class GatewayProcess:
-    """One gateway; `log` holds what it said."""
+    """One gateway; `log` holds what it said, `ready_as` what /readyz says when all is as wanted."""
 
     url: str
     log: Path
     process: subprocess.Popen[bytes]
     http: httpx2.AsyncClient
+    ready_as: str = "ok"
 
     async def has_ended(self) -> bool:
         return self.process.poll() is not None
@@ -101,10 +104,10 @@ class GatewayProcess:
         )
 
     async def is_ready(self) -> bool:
-        """Whether /readyz says that all is well; a process that has ended never will be."""
+        """Whether /readyz says what is wanted; a process that has ended never will."""
         assert not await self.has_ended(), f"it ended at once: {self.log.read_text()[-3000:]}"
         try:
-            return bool((await self.call("GET", "/readyz")).body["status"] == "ok")
+            return bool((await self.call("GET", "/readyz")).body["status"] == self.ready_as)
         except httpx2.TransportError:
             return False
 
@@ -131,10 +134,10 @@ class Gateways:
     async def start(self, *, crash_at: Step | None = None, **settings: Any) -> GatewayProcess:
         """A gateway that is ready, or with `crash_at` one that is about to be or died on the way.
 
-        A setting `confined=True` takes root's power over file modes away from the process.
+        Two settings are about the process: `confined=True` takes root's power over file modes away
+        from it, and by `clock_shift` (a timedelta) its wall clock is wrong, which /readyz tells.
         """
-        confined = bool(settings.pop("confined", False))
-        process = self._launch(crash_at, confined=confined, settings=settings)
+        process = self._launch(crash_at, settings)
         if crash_at is None:
             await until(process.is_ready, _START_SECONDS_MAX)
         return process
@@ -145,9 +148,10 @@ class Gateways:
         await until(process.is_ready, _START_SECONDS_MAX)
         return process
 
-    def _launch(
-        self, crash_at: Step | None, *, confined: bool, settings: Mapping[str, object]
-    ) -> GatewayProcess:
+    def _launch(self, crash_at: Step | None, settings: dict[str, Any]) -> GatewayProcess:
+        confinement = _confinement(confined=bool(settings.pop("confined", False)))
+        shift: timedelta = settings.pop("clock_shift", timedelta())
+        wrong = (*_BY_A_WRONG_CLOCK, str(shift.total_seconds()))
         told = {"database_url": self.database_url, **SHORT, "port": free_port(), **settings}
         told |= variables_of(self.store) | {"log_format": "json"}
         if crash_at is not None:
@@ -155,7 +159,7 @@ class Gateways:
         log = self.folder / f"gateway-{len(self.processes)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*_confinement(confined=confined), *_PROGRAM],
+                [*confinement, *(wrong if shift else _PROGRAM), "serve"],
                 cwd=ROOT,
                 env=_environment(told),
                 stdin=subprocess.DEVNULL,
@@ -163,7 +167,13 @@ class Gateways:
                 stderr=output,
             )
         url = f"http://127.0.0.1:{told['port']}"
-        gateway = GatewayProcess(url=url, log=log, process=process, http=self.http)
+        gateway = GatewayProcess(
+            url=url,
+            log=log,
+            process=process,
+            http=self.http,
+            ready_as="degraded" if shift else "ok",
+        )
         self.processes.append(gateway)
         return gateway
 

@@ -6,14 +6,15 @@ gateway serves from the test's own loop. The database's clock is right.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
+import httpx2
 import pytest
 
 from leases.clock import SystemClock
 from tests.fault.scene import REPO, a_pushed_repo
+from tests.fault.wall_clock import WallClock
 from tests.fault.watching import DatabaseTime
 from tests.integration.gateways import LiveGateway, serving, settings_for
 from tests.invariants import check_invariants
@@ -26,28 +27,10 @@ DEAD_WITHIN = timedelta(seconds=2)
 LOOK_AGAIN_SECONDS = 0.05
 
 
-class WallClock:
-    """The machine's wall clock, wrong by `shift`."""
-
-    def __init__(self) -> None:
-        self.shift = timedelta()
-        self._right = SystemClock.now
-
-    def now(self, _reader: object = None, zone: tzinfo | None = None) -> datetime:
-        return (self._right(SystemClock()) + self.shift).astimezone(zone)
-
-
 @pytest.fixture
 def wall_clock(monkeypatch: pytest.MonkeyPatch) -> WallClock:
     clock = WallClock()
-
-    class Datetime(datetime):
-        @classmethod
-        def now(cls, tz: tzinfo | None = None) -> Any:
-            return clock.now(zone=tz)
-
-    monkeypatch.setattr(SystemClock, "now", lambda _self: clock.now())
-    monkeypatch.setattr("apscheduler.schedulers.base.datetime", Datetime)
+    clock.mislead(monkeypatch)
     return clock
 
 
@@ -67,7 +50,7 @@ async def test_a_wrong_wall_clock_moves_no_deadline(
         time = await DatabaseTime.read(gateway.service.database)
         expires_at = datetime.fromisoformat(answer.body["expires_at"])
         assert timedelta() < expires_at - time.now <= timedelta(seconds=TTL_SECONDS)
-        await check_url(gateway, answer.body["mpack_url"], expires_at, time)
+        await check_url(gateway.http, answer.body["mpack_url"], expires_at, time)
         await until(lambda: all_on_time(gateway))
         service = gateway.service
         assert abs(service.engine.database_clock.skew_seconds - shift.total_seconds()) < 1
@@ -75,14 +58,14 @@ async def test_a_wrong_wall_clock_moves_no_deadline(
 
 
 async def check_url(
-    gateway: LiveGateway, url: str, expires_at: datetime, time: DatabaseTime
+    http: httpx2.AsyncClient, url: str, expires_at: datetime, time: DatabaseTime
 ) -> None:
     """It works until `expires_at`, and soon after that never again."""
     clock = SystemClock()
     worked = 0
     while True:
         sent_at = clock.monotonic()
-        status = (await gateway.http.get(url)).status_code
+        status = (await http.get(url)).status_code
         if status != 200:
             break
         assert time.earliest(sent_at) < expires_at + DEAD_WITHIN
