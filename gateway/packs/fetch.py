@@ -43,7 +43,7 @@ from gateway.storage.availability import Availability, Need
 from gateway.storage.watched import watched
 from gateway.wire.ids import IdForm
 from leases.engine import LeaseEngine
-from leases.errors import BlobMissing, Failure
+from leases.errors import BlobMissing, Failure, OverQuota, QuotaReached
 from leases.lessor import Caller
 from leases.steps import Step, Steps, no_steps
 
@@ -192,7 +192,8 @@ class PackService:
         """The pack itself with `pairs` (`branch_heads`) added to its map.
 
         What nobody shares is built from the segments and answered, under no lease; so is everything
-        while the store takes no blobs. It is stored for others from the second asking on.
+        while the store takes no blobs or a quota leaves no room for it. It is stored for others
+        from the second asking on.
 
         Errors: as `fetch_mpack`; TooLarge (413) above `inline_bytes_max`, always before the first
                 byte.
@@ -208,12 +209,10 @@ class PackService:
             return await self._passed_through(wish, pairs)
         self._availability.check(Need.READING)
         try:
-            return await self._read_back(wish, pairs, gone=())
-        except BlobMissing as error:
-            # The slot led to a pack whose blob is gone: once more, with a new one.
-            _log.warning("shared_pack_gone", **error.fields)
-            gone = (str(error.fields.get("mpack_id", "")),)
-            return await self._read_back(wish, pairs, gone=gone)
+            return await self._shared_inline(wish, pairs)
+        except (QuotaReached, OverQuota):
+            # It would have been stored for those who come later; this caller needs no room.
+            return await self._passed_through(wish, pairs)
 
     # The parts of a fetch. -----------------------------------------------------------------------
 
@@ -362,6 +361,15 @@ class PackService:
             async for chunk in chunks:
                 await spool.append(partial(bytes, chunk), work_bytes=len(chunk))
             return stream.made()
+
+    async def _shared_inline(self, wish: Wish, pairs: Mapping[str, Any]) -> InlinePack:
+        try:
+            return await self._read_back(wish, pairs, gone=())
+        except BlobMissing as error:
+            # The slot led to a pack whose blob is gone: once more, with a new one.
+            _log.warning("shared_pack_gone", **error.fields)
+            gone = (str(error.fields.get("mpack_id", "")),)
+            return await self._read_back(wish, pairs, gone=gone)
 
     async def _read_back(
         self, wish: Wish, pairs: Mapping[str, Any], *, gone: tuple[str, ...]

@@ -24,8 +24,9 @@ from leases.quotas import COUNT_ALL, COUNT_REPOS, DUE_OF_ALL, DUE_OF_REPO, Quota
 from leases.usage import read_usage
 from tests.factories import History, make_history
 from tests.fakes import FakeClock, MemoryStore
-from tests.integration.fetching import bench_on, settings_of
+from tests.integration.fetching import Bench, bench_on, settings_of
 from tests.integration.gateways import LiveGateway, serving, settings_for
+from tests.integration.test_fetch_inline import body, fetch_inline
 from tests.integration.test_reaper import FILL, LEASES
 from tests.integration.test_uploads import SigningStore
 from tests.invariants import check_invariants
@@ -260,6 +261,12 @@ async def test_uploads_get_the_room_there_is(database: Database) -> None:
     assert await rows(database) == 3
 
 
+async def reserved_by_another(bench: Bench, repo_id: str) -> None:
+    await bench.gateway.leases.lessor.reserve(
+        mpack_id=new_mpack_id(), kind=LeaseKind.PACK, repo_id=repo_id, caller=CALLER
+    )
+
+
 # Over HTTP. --------------------------------------------------------------------------------------
 
 
@@ -287,11 +294,9 @@ async def test_every_way_to_a_lease_answers_429(database_url: str, tmp_path: Pat
         first = await gateway.call("POST", "/o/r/fetch/mpack", asked, token=token)
         assert first.status == 200
         older = {"want": [first_of(history)], "have": []}
-        # Asked for once, an inline pack is not stored; asked for again, it would be.
-        assert (await gateway.call("POST", "/o/r/fetch", older, token=token)).status == 200
         for answer in (
             await gateway.call("POST", "/o/r/fetch/mpack", older, token=token),
-            await gateway.call("POST", "/o/r/fetch", older, token=token),
+            await gateway.call("POST", "/o/r/fetch", older | {"delivery": "url"}, token=token),
             await presigned(gateway, [large], "get", token),
             await presigned(gateway, ["b" * 64], "put", token),
         ):
@@ -302,6 +307,26 @@ async def test_every_way_to_a_lease_answers_429(database_url: str, tmp_path: Pat
         text = gateway.service.metrics.text().decode()
         assert 'mpack_quota_refusals_total{quota="leases_per_repo"} 4.0' in text
         assert await rows(gateway.service.database) == 1
+
+
+@pytest.mark.parametrize("limits", [{"leases_per_repo_max": 1}, {"transient_bytes_max": 10}])
+async def test_an_inline_pack_without_room_is_answered_unstored(
+    engine: AsyncEngine, limits: dict[str, int]
+) -> None:
+    """It would be kept for those who come later; who asks now needs no room."""
+    history = make_history(3)
+    async with bench_on(engine, settings=settings_of(quota(**limits))) as bench:
+        repo_id = await bench.pushed(history)
+        await reserved_by_another(bench, repo_id)
+        puts = len(bench.store.calls_of("put"))
+        inline = [await fetch_inline(bench, repo_id, [history.head.commit_id]) for _ in range(3)]
+        packs = [await body(answer) for answer in inline]
+        assert packs[0]["commits"]
+        assert packs == 3 * packs[:1]
+        assert [answer.mpack_id for answer in inline] == 3 * [None]
+        assert len(bench.store.calls_of("put")) == puts
+        assert await rows(bench.database) == 1
+        assert bench.gateway.packs.budget.bytes_held == 0
 
 
 async def test_copies_are_made_for_all_that_were_asked_for_or_none(
