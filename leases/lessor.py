@@ -119,13 +119,17 @@ class Lessor:
         caller: Caller,
         cache_key: str | None = None,
         object_id: str | None = None,
+        size_bytes: int | None = None,
     ) -> Lease:
-        """Stand the row before the blob; the blob must be there before `delete_at`."""
+        """Stand the row before the blob; the blob must be there before `delete_at`. Quotas count
+        `size_bytes`, what is planned, until it is.
+        """
         command = ReserveLease(
             kind=kind,
             repo_id=repo_id,
             object_id=object_id,
             cache_key=cache_key,
+            size_bytes=size_bytes,
             storage_key=storage_key(self._log_id, mpack_id),
             upload_limit_seconds=self._policy.upload_limit_seconds,
         )

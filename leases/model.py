@@ -53,7 +53,10 @@ class Trigger(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """The state of one lease: the fold of its events, and a row of `mpack_leases`."""
+    """The state of one lease: the fold of its events, and a row of `mpack_leases`.
+
+    `size_bytes` is the blob's from the activation on; before that what was planned, or None.
+    """
 
     mpack_id: str
     kind: LeaseKind
@@ -89,6 +92,7 @@ class ReserveLease:
     upload_limit_seconds: float
     object_id: str | None = None
     cache_key: str | None = None
+    size_bytes: int | None = None  # What is planned, where that is known.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +205,7 @@ Command = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseReserved:
-    """A row stands; a blob may follow until `delete_at`."""
+    """A row stands; a blob of about `size_bytes` may follow until `delete_at`."""
 
     type: ClassVar[str] = "lease.reserved"
     kind: LeaseKind
@@ -211,6 +215,7 @@ class LeaseReserved:
     delete_at: datetime
     object_id: str | None = None
     cache_key: str | None = None
+    size_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

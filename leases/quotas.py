@@ -6,9 +6,8 @@ time, once that takes long), for all who wait with one question. What this proce
 it adds by itself. So one replica alone never passes a limit; several replicas may, by what each
 grants before the others have counted it: two grants for each further replica (`leases.room`).
 
-The bytes of a pack are those of its plan until it is active, then its size. An upload's size is not
-known before it is pushed; it counts as the largest that it may have. A pack that another replica
-is building counts as a lease at once, and by its bytes once it is stored.
+The bytes of a pack are those of its plan until it is active, then its size: its row says either. An
+upload's size is not known before it is pushed; it counts as the largest that it may have.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ async def read_stats(database: Database) -> Stats:
 
 
 async def read_bytes_held(database: Database) -> int:
-    """The bytes of all open leases' blobs, of those that are still being built not yet.
+    """The bytes of all open leases' blobs; of those that are still being built, as planned.
 
     Errors: DatabaseUnavailable.
     """

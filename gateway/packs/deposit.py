@@ -80,7 +80,7 @@ class Deposits:
         self._step = steps
 
     async def reserve(
-        self, mpack_id: str, *, repo_id: str, cache_key: str | None, caller: Caller
+        self, mpack_id: str, *, repo_id: str, cache_key: str | None, plan: Plan, caller: Caller
     ) -> Lease:
         """Stand the row before the blob."""
         lease = await self._engine.lessor.reserve(
@@ -88,6 +88,7 @@ class Deposits:
             kind=LeaseKind.PACK,
             repo_id=repo_id,
             cache_key=cache_key,
+            size_bytes=plan.bytes_planned,
             caller=caller,
         )
         self._step(Step.LEASE_RESERVED)

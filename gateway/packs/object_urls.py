@@ -117,7 +117,7 @@ class ObjectUrls:
                 self._admission.check(Need.READING, Need.WRITING)
                 plan = await self._copy(open_reader, repo_id, object_id, spool)
                 lease = await self._deposits.reserve(
-                    mpack_id, repo_id=repo_id, cache_key=None, caller=caller
+                    mpack_id, repo_id=repo_id, cache_key=None, plan=plan, caller=caller
                 )
                 made = await self._deposits.store(plan, lease, caller)
                 deposited = await self._deposits.activate(

@@ -382,6 +382,7 @@ class PackSharing:
             mpack_id,
             repo_id=wish.question.repo_id,
             cache_key=flight.cache_key,
+            plan=plan,
             caller=wish.caller,
         )
         made = await self._deposits.store(plan, lease, wish.caller)

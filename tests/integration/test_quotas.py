@@ -18,7 +18,7 @@ from gateway.wire.limits import WireLimits
 from leases.database import Database
 from leases.errors import OverQuota, QuotaReached
 from leases.ids import new_mpack_id
-from leases.model import LeaseKind
+from leases.model import PREFIX, LeaseKind
 from leases.policy import LeasePolicy
 from leases.quotas import COUNT_ALL, COUNT_REPOS, DUE_OF_ALL, DUE_OF_REPO, Quotas
 from leases.usage import read_usage
@@ -216,6 +216,31 @@ async def test_what_is_being_built_counts_once(database: Database, store: Memory
                 pass
         await leasing.lessor.revoke(mpack_id, reason="a test", caller=CALLER)
     await check_invariants(database, store)
+
+
+async def test_what_another_replica_builds_counts_by_its_plan(engine: AsyncEngine) -> None:
+    """Its row tells it to all, until it tells the size of what was stored."""
+    history = make_history(3)
+    seen: list[Any] = []
+    async with bench_on(engine) as bench:
+        repo_id = await bench.pushed(history)
+
+        class Looking(MemoryStore):
+            """Looks, while it is given a pack, at what another replica would count."""
+
+            async def put(self, key: str, data: Any) -> None:
+                if key.startswith(PREFIX):
+                    seen.extend(await bench.database.fetch(COUNT_REPOS, [], [repo_id]))
+                await super().put(key, data)
+
+        store = Looking()
+        store.blobs = bench.store.blobs
+        async with bench_on(engine, store=store) as other:
+            answer = await other.fetch(repo_id, [history.head.commit_id])
+        (row,) = await bench.database.fetch(COUNT_REPOS, [], [repo_id])
+    assert [one["leases"] for one in seen] == [1]
+    # The spliced pack is as large as its plan; compressed it would be smaller.
+    assert seen[0]["size_bytes"] >= answer["size_bytes"] == row["size_bytes"]
 
 
 async def test_a_count_is_good_for_a_second(database: Database, store: MemoryStore) -> None:

@@ -57,6 +57,7 @@ commands: st.SearchStrategy[Command] = st.one_of(
         repo_id="r",
         storage_key="transient/l/m",
         upload_limit_seconds=st.floats(1, 600),
+        size_bytes=st.sampled_from([None, 5, 9]),
     ),
     of(
         AdoptLease,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import get_args
 
@@ -115,6 +116,14 @@ def test_the_stored_form_of_every_event(type_: str) -> None:
     assert event.type == type_
     assert dump(encode(event)) == text
     assert decode(type_, 1, text) == event
+
+
+def test_a_reservation_may_say_what_is_planned() -> None:
+    event, text = STORED["lease.reserved"]
+    assert isinstance(event, LeaseReserved)
+    text = text.replace('"repo_id":"r",', '"repo_id":"r","size_bytes":9,')
+    assert dump(encode(replace(event, size_bytes=9))) == text
+    assert decode("lease.reserved", 1, text) == replace(event, size_bytes=9)
 
 
 def test_every_event_has_a_stored_form_here() -> None:

@@ -87,7 +87,7 @@ FORGOTTEN = after(STUCK, FORGET, at(500))
 TABLE: dict[str, tuple[Lease | None, Command, float, tuple[Event, ...] | type[Exception]]] = {
     "reserve nothing": (
         None,
-        replace(RESERVE, object_id="o", cache_key="c"),
+        replace(RESERVE, object_id="o", cache_key="c", size_bytes=9),
         0,
         (
             LeaseReserved(
@@ -98,6 +98,7 @@ TABLE: dict[str, tuple[Lease | None, Command, float, tuple[Event, ...] | type[Ex
                 delete_at=at(600),
                 object_id="o",
                 cache_key="c",
+                size_bytes=9,
             ),
         ),
     ),

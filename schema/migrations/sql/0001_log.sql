@@ -202,11 +202,11 @@ BEGIN
 
     IF begins THEN
         INSERT INTO mpack_leases (mpack_id, kind, repo_id, object_id, storage_key, cache_key, state,
-                                  granted_at, delete_at, version, last_position)
+                                  size_bytes, granted_at, delete_at, version, last_position)
         SELECT substr(streams[i], 7), fact ->> 'kind', fact ->> 'repo_id', fact ->> 'object_id',
                fact ->> 'storage_key', fact ->> 'cache_key', 'reserved',
-               (fact ->> 'granted_at')::timestamptz, (fact ->> 'delete_at')::timestamptz,
-               versions[i], positions[i]
+               (fact ->> 'size_bytes')::bigint, (fact ->> 'granted_at')::timestamptz,
+               (fact ->> 'delete_at')::timestamptz, versions[i], positions[i]
         FROM (SELECT accepted[n] AS i, facts[n] AS fact
               FROM generate_series(1, accepted_count) AS n) AS a
         WHERE types[i] IN ('lease.reserved', 'lease.adopted');
@@ -260,7 +260,9 @@ FROM (
            max(fact.cache_key) AS cache_key,
            CASE WHEN bool_or(e.type = 'lease.reclaimed') THEN 'reclaimed'
                 WHEN bool_or(e.type = 'lease.activated') THEN 'active' ELSE 'reserved' END AS state,
-           max(fact.sha256) AS sha256, max(fact.size_bytes) AS size_bytes,
+           max(fact.sha256) AS sha256,
+           coalesce(max(fact.size_bytes) FILTER (WHERE e.type = 'lease.activated'),
+                    max(fact.size_bytes)) AS size_bytes,
            max(fact.granted_at) AS granted_at,
            max(fact.activated_at) AS activated_at,
            (array_agg(fact.expires_at ORDER BY e.version DESC)
