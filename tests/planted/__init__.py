@@ -2,7 +2,7 @@
 
     python -m tests.planted                        every bug; prints the table
     python -m tests.planted --bug NAME             one of them, or several
-    python -m tests.planted --layer simulation     ask one layer of all bugs that it may find
+    python -m tests.planted --layer simulation     ask one layer by itself, of all that it may find
     python -m tests.planted --json PATH            keep what was found, beside what was before
     python -m tests.planted --page …               write docs/planted-bugs.md
 

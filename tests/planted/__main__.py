@@ -8,10 +8,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.planted.bugs import BUGS
+from tests.planted.bugs import BUGS, Bug
 from tests.planted.layers import layers_for
 from tests.planted.page import page
-from tests.planted.run import TOP, Found, copied_tree, hunt
+from tests.planted.run import TOP, Found, ask, copied_tree, hunt
 
 
 def main() -> int:
@@ -24,23 +24,35 @@ def main() -> int:
     asked = parser.parse_args()
     found = _kept(asked.json)
     with copied_tree() as tree:
-        for bug in BUGS:
-            if asked.bug and bug.name not in asked.bug:
-                continue
-            if asked.layer and asked.layer not in [layer.name for layer in layers_for(bug)]:
-                continue
-            one = hunt(bug, tree, only=asked.layer)
-            found[bug.name] = one
-            told = f"{one.layer}: {one.test}" if one.layer else "NOT FOUND"
-            print(f"{one.seconds:6.1f} s  {bug.name:40} {told}", flush=True)
-            if asked.json:
-                told_all = [asdict(each) for each in found.values()]
-                asked.json.write_text(json.dumps(told_all, indent=1) + "\n")
+        for bug in _asked(asked.bug, asked.layer):
+            if asked.layer:
+                one = found.setdefault(bug.name, Found(bug=bug.name))
+                one.alone[asked.layer] = ask(bug, tree, asked.layer)
+                told = f"{asked.layer}: {one.alone[asked.layer] or 'NOT FOUND'}"
+            else:
+                one = hunt(bug, tree)
+                one.alone = found[bug.name].alone if bug.name in found else {}
+                found[bug.name] = one
+                told = (
+                    f"{one.seconds:6.1f} s  {one.layer}: {one.test}" if one.layer else "NOT FOUND"
+                )
+            print(f"{bug.name:40} {told}", flush=True)
+            _keep(asked.json, found)
     table = page([found[bug.name] for bug in BUGS if bug.name in found])
     print(f"\n{table}")
     if asked.page:
         (TOP / "docs/planted-bugs.md").write_text(table)
-    return int(any(one.layer is None for one in found.values()))
+    return int(any(one.first is None for one in found.values()))
+
+
+def _asked(names: list[str] | None, layer: str | None) -> list[Bug]:
+    """The bugs of these names; those among them that this layer may find."""
+    return [
+        bug
+        for bug in BUGS
+        if (not names or bug.name in names)
+        and (not layer or layer in [one.name for one in layers_for(bug)])
+    ]
 
 
 def _kept(path: Path | None) -> dict[str, Found]:
@@ -48,6 +60,11 @@ def _kept(path: Path | None) -> dict[str, Found]:
     if path is None or not path.exists():
         return {}
     return {told["bug"]: Found(**told) for told in json.loads(path.read_text())}
+
+
+def _keep(path: Path | None, found: dict[str, Found]) -> None:
+    if path is not None:
+        path.write_text(json.dumps([asdict(one) for one in found.values()], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ ALARM = "leases/alarm.py"
 TIMER = "leases/timer.py"
 DEPOSIT = "gateway/packs/deposit.py"
 STREAM = "gateway/packs/stream.py"
+QUOTAS = "leases/quotas.py"
+ROOM = "leases/room.py"
+SHARING = "gateway/packs/sharing.py"
 BULK = "gateway/storage/s3_deletions.py"
 
 
@@ -422,7 +425,7 @@ _FETCH = (
     ),
     _bug(
         "shared-without-renewal",
-        "gateway/packs/sharing.py",
+        SHARING,
         "        if lease.expires_at < expires_at:\n",
         "        if lease.expires_at < slot.now:\n",
         says="a shared URL is promised for longer than its blob lives",
@@ -436,4 +439,50 @@ _FETCH = (
     ),
 )
 
-BUGS: tuple[Bug, ...] = _LOG + _LIFE + _REAP + _STORE + _FETCH
+# How much may be there. --------------------------------------------------------------------------
+_QUOTAS = (
+    _bug(
+        "quota-forgets-own-grants",
+        QUOTAS,
+        "        for grant in self.grants:\n            if grant.done_at >=",
+        "        for grant in ():\n            if grant.done_at >=",
+        says="all who ask between two counts get the same room",
+    ),
+    _bug(
+        "quota-counts-twice",
+        QUOTAS,
+        "if grant.done_at == math.inf\n            for mpack_id",
+        "if grant.done_at < 0\n            for mpack_id",
+        says="what is being built takes its room twice",
+    ),
+    _bug(
+        "quota-ignores-bytes",
+        ROOM,
+        "return amount.size_bytes if self.in_bytes else amount.leases",
+        "return 0 if self.in_bytes else amount.leases",
+        says="a limit on bytes is never reached",
+    ),
+    _bug(
+        "quota-shared-by-nobody",
+        ROOM,
+        "share = (at_most - used + granted) // (2 * replicas)",
+        "share = at_most - used + granted",
+        says="every replica takes all the room that it counted",
+    ),
+    _bug(
+        "quota-not-asked",
+        SHARING,
+        "wanted = {mpack_id: plan.bytes_planned}",
+        "wanted = dict.fromkeys((), plan.bytes_planned)",
+        says="a pack is stored that has no room",
+    ),
+    _bug(
+        "quota-ignores-plans",
+        DEPOSIT,
+        "            size_bytes=plan.bytes_planned,\n",
+        "",
+        says="the bytes of what other replicas build are not counted",
+    ),
+)
+
+BUGS: tuple[Bug, ...] = _LOG + _LIFE + _REAP + _STORE + _FETCH + _QUOTAS

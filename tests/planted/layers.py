@@ -14,9 +14,12 @@ from tests.planted.bugs import (
     DELETIONS,
     DEPOSIT,
     OWNER,
+    QUOTAS,
     REAPER,
     RECONCILE,
+    ROOM,
     SETTLEMENT,
+    SHARING,
     STREAM,
     TIMER,
     Bug,
@@ -46,11 +49,13 @@ _MEETS: Mapping[str, Sequence[str]] = {
     "leases/engine.py": ("test_engine", "test_alarm", "test_owner"),
     OWNER: ("test_owner", "test_pause"),
     RECONCILE: ("test_reconcile",),
-    DEPOSIT: (*_SHARES, "test_fetch_streaming"),
+    QUOTAS: ("test_quotas",),
+    ROOM: ("test_quotas",),
+    DEPOSIT: (*_SHARES, "test_fetch_streaming", "test_quotas"),
     STREAM: ("test_fetch_streaming",),
     "gateway/packs/slot_keeper.py": _SHARES,
     "gateway/packs/slots.py": _SHARES,
-    "gateway/packs/sharing.py": _SHARES,
+    SHARING: (*_SHARES, "test_quotas"),
     "gateway/packs/url_life.py": ("test_storage_conformance", *_SHARES),
 }
 
@@ -70,8 +75,8 @@ _SIMULATION = Layer(
     command=("tests.simulation", "--stop", *("--seed", "1", "--runs", "24", "--seconds", "600")),
     seconds_max=900,
 )
-# What the simulation does not run: SQL, the real timer, audits of whole logs.
-_NOT_SIMULATED = (APPEND, CLAIMS, TIMER, "leases/audit.py")
+# What the simulation does not run: SQL, the real timer, audits of whole logs, quotas.
+_NOT_SIMULATED = (APPEND, CLAIMS, TIMER, "leases/audit.py", QUOTAS, ROOM)
 
 
 def layers_for(bug: Bug) -> list[Layer]:
@@ -83,7 +88,7 @@ def layers_for(bug: Bug) -> list[Layer]:
             _tests("unit", [f"tests/unit/{name}.py" for name in _UNIT], seconds_max=120),
             _tests(
                 "property",
-                ["tests/property/test_lease_laws.py", "tests/property/test_fold.py"],
+                [f"tests/property/test_{name}.py" for name in ("lease_laws", "fold", "quota_room")],
                 seconds_max=300,
             ),
         ]

@@ -26,13 +26,27 @@ _NO_VERDICT = (2, 3, 4, 5)
 
 @dataclass(slots=True, kw_only=True)
 class Found:
-    """What came of a bug: who found it, who was asked before, and how long it took."""
+    """What came of a bug: who found it, who was asked before, and how long it took; and what
+    layers said that were asked by themselves: the test that failed, or None.
+    """
 
     bug: str
     passed: list[str] = field(default_factory=list)
     layer: str | None = None
     test: str | None = None
     seconds: float = 0.0
+    alone: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def first(self) -> str | None:
+        """The first test that failed."""
+        return self.test or next((test for test in self.alone.values() if test), None)
+
+    def says(self, layer: str) -> bool | None:
+        """Whether this layer found it; None where it was not asked."""
+        if layer == self.layer or self.alone.get(layer):
+            return True
+        return False if layer in self.passed or layer in self.alone else None
 
 
 @contextmanager
@@ -60,13 +74,20 @@ def planted(bug: Bug, tree: Path) -> Iterator[None]:
         _write(path, text)
 
 
-def hunt(bug: Bug, tree: Path, *, only: str | None = None) -> Found:
-    """Run the layers until one fails; or `only` one of them."""
+def ask(bug: Bug, tree: Path, name: str) -> str | None:
+    """What this layer says by itself: the first test that fails, or None."""
+    (layer,) = (layer for layer in layers_for(bug) if layer.name == name)
+    with planted(bug, tree):
+        return _failed_in(layer, tree)
+
+
+def hunt(bug: Bug, tree: Path) -> Found:
+    """Run the layers until one fails."""
     clock = SystemClock()
     found, began = Found(bug=bug.name), clock.monotonic()
     with planted(bug, tree):
         for layer in layers_for(bug):
-            if not _paths(layer, tree) or only not in (None, layer.name):
+            if not _paths(layer, tree):
                 continue  # Not built yet: it has no word in this.
             failed = _failed_in(layer, tree)
             if failed is not None:

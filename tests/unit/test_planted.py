@@ -32,3 +32,14 @@ def test_the_page_names_a_test_without_its_parameters() -> None:
     """Ids of parameters may hold slashes and brackets of their own."""
     found = Found(bug=BUGS[0].name, layer="unit", test="tests/unit/test_a.py::test_b[x/y-z[0]]")
     assert "| `test_a.py::test_b` |" in page([found])
+
+
+def test_the_page_tells_what_a_layer_finds_by_itself() -> None:
+    first, second = (
+        Found(bug=bug.name, layer="unit", test="tests/unit/test_a.py::test_b") for bug in BUGS[:2]
+    )
+    first.alone, second.alone = {"simulation": "simulation::seed-1:I1"}, {"simulation": None}
+    told = page([first, second])
+    assert "2 of 2 are found. The simulation finds 1 of 2 by itself.\n" in told
+    assert "| ● | ● | `test_a.py::test_b` |" in told
+    assert "| ● | · | `test_a.py::test_b` |" in told
