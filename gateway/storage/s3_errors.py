@@ -1,7 +1,7 @@
 """What the S3 client raises, said as one of our failures; the store's words stay out of them.
 
 Unavailable
-├── StoreUnavailable   timeouts, lost connections, 5xx, SlowDown: the store is out, wait
+├── StoreUnavailable   timeouts, lost connections, 5xx, SlowDown, a wrong clock: wait
 └── StoreRefused       access denied, no such bucket, and all we do not know: someone must act
 NotFound
 └── BlobMissing        no such key
@@ -31,6 +31,8 @@ from leases.errors import BlobMissing, Corrupt, Failure, StoreUnavailable, Unava
 _PASSING = frozenset(
     {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "OperationAborted"}
     | {"Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
+    # This process's clock is wrong, or the store's: nothing that a blob can be blamed for.
+    | {"RequestTimeTooSkewed"}
 )
 _CODE = re.compile(r"[A-Za-z0-9.]{1,64}\Z", re.ASCII)
 # Passing, though the library calls some of them its own errors: an answer that broke off or was

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import httpx2
@@ -31,6 +32,7 @@ from tests.fault.s3_faults import (
     slow_down,
     truncated_body,
 )
+from tests.fault.wall_clock import WallClock
 from tests.invariants import check_invariants
 from tests.leasing import (
     BLOB,
@@ -175,6 +177,27 @@ async def test_no_fault_of_deletions_costs_an_attempt_or_a_second_record(
         await engine.clock.sleep(0.5)
         assert len(proxy.requests) - sent <= 8, "one probe at a time, no storm"
         proxy.fault = None
+        await until_reclaimed(engine, *leases)
+        for lease in leases:
+            assert (await work_of(database, lease))["attempts"] == 0
+    await check_invariants(database, store)
+
+
+async def test_a_replica_whose_clock_the_store_refuses_costs_no_attempt(
+    database: Database, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says nothing about a blob; others delete it, or this one when its clock is right again."""
+    wrong = WallClock()
+    wrong.mislead_signing(monkeypatch)
+    async with engine_on(database, store, BRIEF, watch=True) as engine:
+        leases = await granted_many(engine, 12, ttl_seconds=0.3)
+        wrong.shift = timedelta(minutes=20)
+
+        async def is_known() -> bool:
+            return engine.reaper.circuit.is_open
+
+        await until(is_known)
+        wrong.shift = timedelta()
         await until_reclaimed(engine, *leases)
         for lease in leases:
             assert (await work_of(database, lease))["attempts"] == 0

@@ -39,6 +39,7 @@ def client_error(code: str, status: int, message: str = "words") -> ClientError:
         ("SlowDown", 503, StoreUnavailable),
         ("InternalError", 500, StoreUnavailable),
         ("RequestTimeout", 400, StoreUnavailable),
+        ("RequestTimeTooSkewed", 403, StoreUnavailable),
         ("429", 429, StoreUnavailable),
         ("502", 502, StoreUnavailable),
     ],
