@@ -7,15 +7,19 @@ read all the same (`Node.generation` 0 says that the row is missing).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.sql.elements import TextClause
 
+from gateway.off_loop import off_loop
 from gateway.packs.closure import Node
 from gateway.packs.transaction import Reader
 from gateway.wire.ids import PREFIX
 
+# What is done for each of so many takes some 20 ms; for more it is done beside the event loop.
+INLINE_COMMITS = 5000
 NO_GENERATION = 0  # Below every real one; foreign rows may count from 0, see `generations`.
 
 # Every lookup stands in a subquery with a LIMIT, which keeps it on the primary key, row by row.
@@ -85,12 +89,13 @@ async def ancestry(
 ) -> dict[str, Node]:
     """These commits and their nearest ancestors, as far as the repo has them."""
     rows = await rows_of(reader, _ANCESTRY, repo_id=repo_id, ids=list(ids), count_max=count_max)
-    return {row.commit_id: _node(row) for row in rows}
+    return await off_loop(partial(_nodes, rows), much=len(rows) > INLINE_COMMITS)
 
 
 async def whole_graph(reader: Reader, repo_id: str) -> dict[str, Node]:
     """Every commit of the repo."""
-    return {row.commit_id: _node(row) for row in await rows_of(reader, _GRAPH, repo_id=repo_id)}
+    rows = await rows_of(reader, _GRAPH, repo_id=repo_id)
+    return await off_loop(partial(_nodes, rows), much=len(rows) > INLINE_COMMITS)
 
 
 async def known_generations(
@@ -110,6 +115,10 @@ async def has_foreign_commits(reader: Reader, repo_id: str) -> bool:
     """Whether other code wrote some of this repo's commits (without `introductions`, then)."""
     (row,) = await rows_of(reader, _FOREIGN, repo_id=repo_id)
     return bool(row[0])
+
+
+def _nodes(rows: Sequence[Any]) -> dict[str, Node]:
+    return {row.commit_id: _node(row) for row in rows}
 
 
 def _node(row: Any) -> Node:

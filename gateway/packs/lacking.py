@@ -14,10 +14,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from sqlalchemy import text
 
 from gateway.errors import MISSING_SHOWN_MAX, IncompleteRepo, UnknownCommit
+from gateway.off_loop import off_loop
 from gateway.packs.closure import (
     CyclicHistory,
     Difference,
@@ -28,6 +30,7 @@ from gateway.packs.closure import (
     generations,
 )
 from gateway.packs.commit_rows import (
+    INLINE_COMMITS,
     NO_GENERATION,
     ancestry,
     has_foreign_commits,
@@ -42,10 +45,10 @@ from gateway.packs.transaction import Reader
 from gateway.wire.ids import PREFIX, IdForm
 from leases.errors import Corrupt
 
-# The walk's portions: most fetches end within the first; a clone of 100,000 commits takes eight.
+# The walk's portions: most fetches end within the first; a clone of 100,000 commits takes eleven.
 _PORTION_FIRST = 16
 _PORTION_FACTOR = 4
-_PORTION_MAX = 65_536
+_PORTION_MAX = 16_384
 _ASKED_MAX = 256
 
 # OFFSET 0 keeps each lookup on its index, as LIMIT does in commit_rows.py.
@@ -205,12 +208,17 @@ async def _walk(side: _Side, want: dict[str, Node], near: dict[str, Node]) -> Di
     except GenerationsWrong:
         # Other code wrote these rows, without generations or with its own: work them out.
         graph = await whole_graph(side.reader, side.repo_id)
-        try:
-            found = generations({commit_id: node.parents for commit_id, node in graph.items()})
-        except CyclicHistory as error:
-            raise Corrupt("A commit is its own ancestor.", repo_id=side.repo_id) from error
-        graph = {one: replace(node, generation=found[one]) for one, node in graph.items()}
-        return difference(graph, want, side.have)
+        work = partial(_over_whole, graph, want, side)
+        return await off_loop(work, much=len(graph) > INLINE_COMMITS)
+
+
+def _over_whole(graph: dict[str, Node], want: dict[str, Node], side: _Side) -> Difference:
+    try:
+        found = generations({commit_id: node.parents for commit_id, node in graph.items()})
+    except CyclicHistory as error:
+        raise Corrupt("A commit is its own ancestor.", repo_id=side.repo_id) from error
+    graph = {one: replace(node, generation=found[one]) for one, node in graph.items()}
+    return difference(graph, want, side.have)
 
 
 async def _walk_in_portions(
@@ -226,11 +234,12 @@ async def _walk_in_portions(
     others = list(fence - known.keys())
     if open_rows and others:
         known |= await side.above(min(open_rows), others)
+    much = len(rows) > INLINE_COMMITS
     walk = Walk(want, known)
     walk.feed(rows, ())
-    while asked := walk.needed(_ASKED_MAX):
+    while asked := await off_loop(partial(walk.needed, _ASKED_MAX), much=much):
         walk.feed(await portions.below(asked), asked)
-    return walk.difference()
+    return await off_loop(walk.difference, much=much)
 
 
 async def _fenced(

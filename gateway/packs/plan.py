@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from gateway.errors import TooLarge
 from gateway.off_loop import off_loop
+from gateway.packs.commit_rows import INLINE_COMMITS
 from gateway.packs.delta_rows import iterate_changes
 from gateway.packs.lacking import Lacking
 from gateway.packs.manifest_rows import iterate_manifests
@@ -67,11 +69,12 @@ async def make_plan(
     Errors: IncompleteRepo (nothing of a pack is ever sent that has a hole), TooLarge, SpoolFull,
             DatabaseUnavailable.
     """
-    commits = commit_order(lacking.commits)
+    much = len(lacking.commits) > INLINE_COMMITS
+    commits = await off_loop(partial(commit_order, lacking.commits), much=much)
     await writer.write(pack_head(len(commits), snapshots=told))
     async for record in commit_records(reader, lacking.repo_id, commits, form=form):
         await writer.write(record)
-    snapshots = snapshot_order(lacking.commits, lacking.known_snapshots)
+    snapshots = await off_loop(partial(_snapshots_of, lacking), much=much)
     entries = _whole if told == "whole" else _changes
     order = ObjectOrder()
     await writer.write(section("snapshots", len(snapshots)))
@@ -93,13 +96,18 @@ async def make_plan(
 
 async def count_entities(reader: Reader, lacking: Lacking) -> Counts:
     """What the pack of this plan holds, without making it."""
-    snapshots = snapshot_order(lacking.commits, lacking.known_snapshots)
+    much = len(lacking.commits) > INLINE_COMMITS
+    snapshots = await off_loop(partial(_snapshots_of, lacking), much=much)
     order = ObjectOrder()
-    bases = snapshot_bases(lacking.commits, snapshots)
+    bases = await off_loop(partial(snapshot_bases, lacking.commits, snapshots), much=much)
     async for change in iterate_changes(reader, snapshots, bases):
         await _collect(order, change.brought, lacking)
     await _discard_held(reader, lacking, order)
     return Counts(commits=len(lacking.commits), snapshots=len(snapshots), objects=len(order))
+
+
+def _snapshots_of(lacking: Lacking) -> list[str]:
+    return snapshot_order(lacking.commits, lacking.known_snapshots)
 
 
 def _whole(
