@@ -103,6 +103,12 @@ WHERE w.turn = $1 AND w.unknown AND w.row_id = l.mpack_id AND NOT EXISTS (
     SELECT FROM events AS e WHERE e.stream = 'lease/' || l.mpack_id AND e.version = 1)
 """
 
+# What is done about a verdict that is not ok.
+REMEDY = (
+    "A table that differs is mended by `audit rebuild`;"
+    " a log that contradicts itself has to be restored."
+)
+
 _log = structlog.get_logger(__name__)
 
 

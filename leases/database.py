@@ -21,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from leases.errors import DatabaseUnavailable
+from leases.errors import DatabaseRefused, DatabaseUnavailable
 from leases.observe import NOBODY, Observer
 
 # DESIGN 5: on every connection that may append, so that nobody sits on the head of the log.
@@ -51,8 +51,11 @@ _OUTAGES: tuple[type[BaseException], ...] = (
     asyncpg.exceptions.SerializationError,
     asyncpg.exceptions.ReadOnlySQLTransactionError,
     asyncpg.exceptions.IdleInTransactionSessionTimeoutError,
+)
+_REFUSALS: tuple[type[BaseException], ...] = (
     asyncpg.exceptions.InvalidAuthorizationSpecificationError,
     asyncpg.exceptions.InvalidCatalogNameError,
+    asyncpg.exceptions.InsufficientPrivilegeError,
 )
 
 
@@ -60,6 +63,8 @@ def translate(error: BaseException) -> DatabaseUnavailable | None:
     """What a driver's error means to a caller; None where it is a bug of ours."""
     seen: BaseException | None = error
     while seen is not None:
+        if isinstance(seen, _REFUSALS):
+            return DatabaseRefused(cause=str(seen))
         if isinstance(seen, _OUTAGES):
             return DatabaseUnavailable(cause=type(seen).__name__)
         seen = seen.orig if isinstance(seen, DBAPIError) else seen.__cause__

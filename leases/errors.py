@@ -14,6 +14,7 @@
     │   └── ClaimHeld        a reap worker holds the lease, or holds it no longer
     ├── Unavailable      wait, retry
     │   ├── DatabaseUnavailable
+    │   │   └── DatabaseRefused  it answers, and does not let us; its operator can change that
     │   └── StoreUnavailable
     └── Corrupt          call a human
         └── LogCorrupt       a hole, a wrong hash, an unknown form
@@ -117,6 +118,12 @@ class DatabaseUnavailable(Unavailable):
     """The database does not answer; try again shortly."""
 
     code = "database_unavailable"
+
+
+class DatabaseRefused(DatabaseUnavailable):
+    """The database does not allow that; its operator has to mend the login or its rights."""
+
+    code = "database_refused"
 
 
 class StoreUnavailable(Unavailable):

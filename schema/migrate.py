@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 def _config(connection: Connection | None = None) -> Config:
-    config = Config()
+    config = Config(stdout=StringIO())  # What it says is not for the stdout of our callers.
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection

@@ -61,6 +61,8 @@ def verify(
 
     The log must have the event that was published in the store, and those that --head names.
     """
+    from leases.audit import REMEDY
+
     settings = settings_of(database_url)
     quiet_logs(settings)
     verdict = run(_verify(settings, heads, newest=newest, with_store=not no_store))
@@ -73,6 +75,7 @@ def verify(
             for line in lines:
                 click.echo(f"{name:<8} {line}")
     if not verdict["ok"]:
+        click.echo(REMEDY, err=True)
         raise SystemExit(Exit.FAILED)
 
 

@@ -15,6 +15,7 @@ from gateway.doctor.finding import Finding, Health, ok, problem, skipped, warnin
 from gateway.doctor.store import look_at_bucket, look_at_store
 from gateway.service import Service, make_engine
 from gateway.settings import Settings
+from leases.audit import REMEDY
 from leases.database import Database
 from leases.errors import DatabaseUnavailable, Failure
 from leases.lessor import Caller
@@ -134,8 +135,7 @@ async def _look_at_log(service: Service) -> AsyncIterator[Finding]:
         yield problem(
             "log",
             verdict.problems[0] + more,
-            mend="`mpack-gateway audit verify` lists them. A table that differs is mended by"
-            " `audit rebuild`; a log that contradicts itself has to be restored.",
+            mend=f"`mpack-gateway audit verify` lists them. {REMEDY}",
         )
     elif whole:
         yield ok("log", f"all {verdict.events:,} events follow, and the lease table from them")

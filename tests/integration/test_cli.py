@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy.engine import make_url
 
 from gateway.cli import main
 from leases.errors import Unavailable
@@ -53,6 +54,18 @@ def test_an_unreachable_database_means_try_later(commands: Commands, tmp_path: P
         result = commands.run(*verb, exits=75, MPACK_DATABASE_URL=url)
         assert "does not answer" in result.stderr
         assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("who", ["nobody@/", "@/nothing"], ids=["login", "database"])
+def test_a_database_that_refuses_is_said_to(commands: Commands, who: str) -> None:
+    """It answers, and trying again does not mend it."""
+    url = make_url(commands.database_url)
+    query = f"host={url.query['host']}&port={url.query['port']}"
+    user, _, name = who.partition("@/")
+    told = f"postgresql://{user or url.username}@/{name or url.database}?{query}"
+    result = commands.run("lease", "list", exits=75, MPACK_DATABASE_URL=told)
+    assert "does not allow that" in result.stderr
+    assert "does not exist" in result.stderr
 
 
 def test_a_token_is_printed_once_on_stdout(commands: Commands) -> None:
@@ -149,6 +162,7 @@ def test_audit_finds_and_mends_a_changed_row(commands: Commands) -> None:
     mpack_id = commands.grant()
     assert commands.json("audit", "verify")["ok"] is True
     commands.sql(f"UPDATE mpack_leases SET size_bytes = 9 WHERE mpack_id = '{mpack_id}'")
+    assert "audit rebuild" in commands.run("audit", "verify", exits=1).stderr
     verdict = commands.json("audit", "verify", exits=1)
     assert verdict["ok"] is False
     assert commands.json("audit", "rebuild") == {"rows_changed": 1}

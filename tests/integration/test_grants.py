@@ -15,7 +15,7 @@ from gateway.auth import Scope
 from gateway.doctor.database import look_at_grants
 from gateway.doctor.finding import Health
 from gateway.packs.garbage import Garbage
-from leases.errors import LeaseEnded
+from leases.errors import DatabaseRefused, LeaseEnded
 from leases.lessor import Caller
 from leases.model import Trigger
 from tests.databases import driver_url, run_apart
@@ -89,6 +89,15 @@ async def test_the_whole_work_is_done_with_these_rights(gateway: LiveGateway) ->
     readiness = await gateway.call("GET", "/readyz")
     assert (readiness.status, readiness.body["status"]) == (200, "ok"), readiness.body
     assert (await gateway.http.get(gateway.url + "/metrics")).status_code == 200
+
+
+async def test_a_rebuild_is_refused_with_a_reason(gateway: LiveGateway, database_url: str) -> None:
+    """It is the owner's; whoever runs it as the service reads why, and no traceback."""
+    await granted(gateway.service.engine, ttl_seconds=60)
+    await _execute(database_url, "UPDATE mpack_leases SET size_bytes = 7")
+    with pytest.raises(DatabaseRefused, match="permission denied"):
+        await gateway.service.engine.auditor.rebuild()
+    await _execute(database_url, "UPDATE mpack_leases SET size_bytes = 4")
 
 
 @pytest.mark.parametrize(
