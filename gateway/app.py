@@ -28,6 +28,7 @@ from gateway.routes.refs import refs_routes
 from gateway.service import Service
 from gateway.settings import Settings
 from gateway.storage.local import LocalStore
+from leases.errors import Failure
 
 
 def create_app(settings: Settings) -> Starlette:
@@ -36,8 +37,12 @@ def create_app(settings: Settings) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with service:
-            yield
+        try:
+            async with service:
+                yield
+        except Failure as failure:
+            service.failure = failure  # The server tells a traceback; `serve` wants the words.
+            raise
 
     routes = routes_of(service)
     app = Starlette(

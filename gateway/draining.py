@@ -13,6 +13,7 @@ import structlog
 import uvicorn
 
 from gateway.service import Service
+from leases.errors import Failure
 
 _log = structlog.get_logger(__name__)
 
@@ -23,6 +24,11 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, *, service: Service) -> None:
         super().__init__(config)
         self._service = service
+
+    @property
+    def failure(self) -> Failure | None:
+        """What kept the service from starting, where it was no bug."""
+        return self._service.failure
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._service.stopping:

@@ -35,7 +35,7 @@ from gateway.storage.watched import watched
 from leases.clock import SystemClock
 from leases.database import Database, translated
 from leases.engine import LeaseEngine
-from leases.errors import Unavailable
+from leases.errors import Failure, Unavailable
 from leases.steps import Step, Steps, no_steps
 from schema import revision
 
@@ -57,6 +57,7 @@ class Service:
 
     def __init__(self, settings: Settings, *, watch: bool = True) -> None:
         self.settings = settings
+        self.failure: Failure | None = None  # What kept it from serving, or ended that.
         self.stopping = False  # Asked to end: not ready any more, but still serving.
         self.clock = SystemClock()
         self.metrics = Metrics(self.clock)

@@ -37,8 +37,8 @@ def healthcheck(*, url: str | None, live: bool, timeout: float, as_json: bool) -
 
 
 def _in_words(check: dict[str, Any]) -> str:
-    status, detail = str(check["status"]), check.get("detail")
-    return status if detail is None else f"{status}: {detail}"
+    status, detail = str(check["status"]), check.get("detail") or check.get("state")
+    return status if status == "ok" or detail is None else f"{status}: {detail}"
 
 
 def _own_address() -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gateway.cli.exits import Exit, run
+from gateway.cli.exits import Exit, run, told
 from gateway.cli.options import database_url_option, settings_of
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ def serve(
     try:
         server.run()
     except SystemExit:
+        if server.failure is not None:
+            with told():
+                raise server.failure from None
         # The server's own exit code says neither of the two: that the service did not start, or
         # that somebody else has the address. Its log says which, and why.
         taken = not server.lifespan.should_exit

@@ -212,6 +212,20 @@ def test_a_taken_port_means_try_later(commands: Commands) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_store_that_cannot_be_opened_is_said_in_a_sentence(
+    commands: Commands, tmp_path: Path
+) -> None:
+    """The last line, behind the server's traceback; by the store's own exit code."""
+    (tmp_path / "file").touch()
+    told = {"MPACK_DATABASE_URL": commands.database_url, "MPACK_DATA_DIR": str(tmp_path / "file")}
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "serve", "--port", "0"],
+        env=os.environ | told, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("The object store does not answer")
+
+
 def test_serve_serves_and_ends_on_sigterm(commands: Commands) -> None:
     """As a real process: the event loop, the signals and the log are the real ones."""
     port = free_port()
