@@ -4,9 +4,9 @@ The history (git_history.py, or the repository given with `--repository`) is imp
 the command `serve`. A clone of ours asks for the heads and the pack (zstd, snapshots told by their
 changes), downloads it into a file and recomputes every id, in a process of its own and, `running`,
 in one that has done so before. The control, in turns with it: `git clone --bare` of the same
-history from `git http-backend` on the same machine. Neither checks files out. Git recomputes every
-id as well, looks whether all that the heads reach is there, syncs the pack and writes an index;
-ours looks whether the heads are there, and keeps the index in memory.
+history from `git http-backend` on the same machine. Both recompute every id, look whether all that
+the heads reach is there, keep the pack in a file and check nothing out. Git also writes an index
+and syncs both files (two fsyncs); ours has its index in memory.
 
 Then 20 of each at once, and 20 at once in the client that runs already, in a thread each. The
 server's processor time is the gateway's with PostgreSQL's, and Git's own without the HTTP server in

@@ -1,6 +1,7 @@
 """One clone by our client, as a command: python -m benchmarks.cloning URL PATH; prints bytes.
 
-Everything a clone has to do: heads, pack, download, every id recomputed; the pack stays at PATH.
+Everything a clone has to do: heads, pack, download, every id recomputed, and nothing absent that is
+named by what is there; the pack stays at PATH.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def clone(client: Client, path: str | os.PathLike[str]) -> int:
     answer = client.fetch_mpack(heads.values(), encoding="zstd", snapshots="delta")
     with unpack(client.download(answer, path)) as pack:
         assert set(heads.values()) <= pack.commits.keys()
+        assert not pack.absent()
         return answer.size_bytes
 
 

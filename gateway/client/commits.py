@@ -22,11 +22,14 @@ class Commits(Mapping[str, Record]):
     """The commits of a pack by their bare ids.
 
     They are kept as the bytes they came in: a record has a dozen keys that most readers never look
-    at, and as a dict it takes three times the memory. Each asking decodes it anew.
+    at, and as a dict it takes three times the memory. Each asking decodes it anew. What they name
+    is kept beside them, bare as well.
     """
 
     def __init__(self) -> None:
         self._kept: dict[str, bytes] = {}
+        self.parent_ids: set[str] = set()
+        self.snapshot_ids: set[str] = set()
 
     def __getitem__(self, commit_id: str) -> Record:
         record: Record = msgpack.unpackb(self._kept[commit_id], strict_map_key=False)
@@ -63,6 +66,8 @@ class Commits(Mapping[str, Record]):
         ):
             raise BadPack(f"The commit {commit_id[:80]} is not what its id says.")
         self._kept[commit_id] = raw
+        self.snapshot_ids.add(snapshot_id.removeprefix(PREFIX))
+        self.parent_ids.update([parent_id.removeprefix(PREFIX) for parent_id in parent_ids])
 
 
 def _has_forms(record: Record) -> bool:

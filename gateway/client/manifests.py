@@ -76,6 +76,14 @@ class Snapshots(Mapping[str, Record]):
         self._told[snapshot_id] = record
         self._bases[snapshot_id] = base_id
 
+    def object_ids(self) -> set[str]:
+        """The bare ids of all objects that any of them names."""
+        found: set[str | None] = set()
+        for snapshot_id, record in self._told.items():
+            told = record["delta"] if snapshot_id in self._bases else record["manifest"]
+            found.update(told.values())
+        return {object_id.removeprefix(PREFIX) for object_id in found if object_id is not None}
+
     def verify(self, *, manifest_bytes_max: int, bytes_max: int) -> None:
         """Recompute the id of every snapshot that was told by changes, and of all their bases.
 

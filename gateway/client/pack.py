@@ -45,8 +45,9 @@ class Pack:
     """
 
     def __init__(self, file: FileIO, reader: PackReader, *, bytes_max: int) -> None:
-        self.commits: Mapping[str, Record] = reader.commits
-        self.snapshots: Mapping[str, Record] = reader.snapshots
+        self._commits, self._snapshots = reader.commits, reader.snapshots
+        self.commits: Mapping[str, Record] = self._commits
+        self.snapshots: Mapping[str, Record] = self._snapshots
         self.objects: Mapping[str, tuple[int, int]] = reader.objects
         self._file = file
         self._bytes_max = bytes_max
@@ -69,6 +70,18 @@ class Pack:
         self._file.close()
         if self._plain is not None:
             self._plain.close()
+
+    def absent(self) -> set[str]:
+        """The ids of what the pack names and does not hold; none, unless it is a thin one.
+
+        Whoever fetched without haves has all that the heads reach when they are in the pack and
+        nothing is absent.
+        """
+        return (
+            (self._commits.parent_ids - self.commits.keys())
+            | (self._commits.snapshot_ids - self.snapshots.keys())
+            | (self._snapshots.object_ids() - self.objects.keys())
+        )
 
     def content(self, object_id: str) -> bytes:
         """The bytes of one object, hashed again: the file may have changed since it was verified.

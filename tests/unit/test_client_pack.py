@@ -65,6 +65,25 @@ def _changed(change: Callable[[dict[str, Any]], None]) -> bytes:
     return bytes(msgpack.packb(pack))
 
 
+@pytest.mark.parametrize("form", list(IdForm))
+def test_what_is_named_and_not_there_is_absent(file: Callable[[bytes], Path], form: IdForm) -> None:
+    history = make_history(1, form=form)
+    with unpack(file(packed(history))) as pack:
+        assert pack.absent() == set()
+    commits = history.bundle()["commits"]
+    first = next(iter(history.commits))
+    with unpack(file(packed(history, commits=commits[1:]))) as pack:
+        assert pack.absent() == {first}
+    with unpack(file(packed(history, snapshots=[]))) as pack:
+        assert pack.absent() == {commit.snapshot_id for commit in history.commits.values()}
+    with unpack(file(packed(history, objects=[]))) as pack:
+        assert pack.absent() == {
+            object_id.removeprefix("sha256:")
+            for commit in history.commits.values()
+            for object_id in commit.manifest.values()
+        }
+
+
 def test_ids_may_be_asked_for_in_another_form_than_their_authors(
     file: Callable[[bytes], Path],
 ) -> None:
@@ -98,6 +117,19 @@ def test_a_snapshot_that_is_told_by_changes(file: Callable[[bytes], Path]) -> No
         assert second["manifest"] == {"a": first["manifest"]["a"]}
         assert (second["created_at"], second["later"]) == ("now", [1])
         assert not {"delta", "base_snapshot_id"} & second.keys()
+        assert pack.absent() == set()
+
+
+def test_an_object_that_only_a_change_names_is_absent(file: Callable[[bytes], Path]) -> None:
+    history = History()
+    first = history.commit({"a": history.content(b"1")})
+    second = history.commit({"a": history.content(b"2")}, parents=[first])
+    told = {"base_snapshot_id": first.snapshot_id, "delta": dict(second.manifest)}
+    snapshots = history.bundle()["snapshots"]
+    snapshots[1] = {"snapshot_id": second.snapshot_id} | told
+    data = packed(history, version=2, snapshots=snapshots, objects=history.objects()[:1])
+    with unpack(file(data)) as pack:
+        assert pack.absent() == set(second.manifest.values())
 
 
 def test_entries_of_any_make_are_read(file: Callable[[bytes], Path]) -> None:
