@@ -45,6 +45,9 @@ _STEP_BYTES = 32 << 20  # Who makes the process's peak grow by so much is told.
 _REPO, _KEPT = "o/fuzzed", "o/kept"
 _LARGE_EVERY = 5_000
 MEMORY_FACTOR_MAX = 4
+# What a request may gain by having one part of it many times over. Nobody means a body of half a
+# gigabyte, made of such a part of such a part; it would be this process that holds it.
+_REPEATED_BYTES_MAX = 8 << 20
 
 _TEXTS = (
     *("", "\0", "a\0b", "../../etc/passwd", "/", ".", "..", "-x", "x" * 300, "x" * 70_000),
@@ -226,7 +229,7 @@ class Fuzzer:
                 case 0:
                     del changed_list[place]
                 case 1:
-                    changed_list += value[place : place + 1] * chance.choice((1, 50))
+                    changed_list += _repeated(value[place], chance.choice((1, 50)))
                 case _:
                     changed_list[place] = self._spoiled(chance, value[place])
             return changed_list
@@ -266,6 +269,25 @@ def _encoded(body: Any, *, as_json: bool) -> bytes:
         return bytes(msgpack.packb(body, unicode_errors="surrogatepass"))
     except (ValueError, OverflowError):
         return b"\xc1"
+
+
+def _repeated(value: Any, times: int) -> list[Any]:
+    return [value] * times if _about_bytes(value) * times <= _REPEATED_BYTES_MAX else []
+
+
+def _about_bytes(value: Any) -> int:
+    """What a value takes, encoded; without recursion, because some are nested deeply."""
+    about, waiting = 0, [value]
+    while waiting:
+        one = waiting.pop()
+        about += 1
+        if isinstance(one, str | bytes):
+            about += len(one)
+        elif isinstance(one, dict):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list):
+            waiting += one
+    return about
 
 
 def _torn(chance: random.Random, data: bytes) -> bytes:
@@ -323,14 +345,20 @@ async def sent_to(app: Starlette, request: Sent) -> int:
     return status
 
 
+def fuzzed_history() -> History:
+    """What valid requests are made from."""
+    history = make_history(7, commits=8, files=4, size_bytes=64)
+    history.commit({"large": history.content(bytes(100_000))}, parents=[history.head])
+    return history
+
+
 @asynccontextmanager
 async def target(database_url: str, folder: Path) -> AsyncIterator[tuple[Starlette, Fuzzer]]:
     """An app with a repo to fuzz and one to keep, and what fuzzes it."""
     app = create_app(settings_for(database_url, folder))
     async with app.router.lifespan_context(app):
         service: Service = app.state.service
-        history = make_history(7, commits=8, files=4, size_bytes=64)
-        history.commit({"large": history.content(bytes(100_000))}, parents=[history.head])
+        history = fuzzed_history()
 
         async def token(*scopes: Scope, repos: list[str] | None = None) -> str:
             return (await service.tokens.create(name="fuzz", scopes=scopes, repos=repos)).secret
