@@ -4,11 +4,13 @@ of a branch. Each change is an event of the repo, in the transaction that makes 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -25,6 +27,8 @@ from leases.database import Database
 from leases.ids import new_event_id, new_mpack_id
 from leases.lessor import Caller
 from leases.log import EventLog, NewEvent
+
+T = TypeVar("T")
 
 _TOLD_MAX = 100  # Tags named in one event; the count is told in any case.
 RELEASES_MAX = 10_000
@@ -50,13 +54,13 @@ VALUES (:repo_id, :tag, COALESCE(CAST(:given AS text), :new_id), CAST(:record AS
 ON CONFLICT (repo_id, tag) DO UPDATE
    SET record = excluded.record, release_id = COALESCE(CAST(:given AS text), releases.release_id)
 RETURNING release_id""")
-_RELEASES = text("""
-SELECT record || jsonb_build_object('tag', tag, 'release_id', release_id) AS record
+_RELEASES = """
+SELECT convert_to((record || jsonb_build_object('tag', tag, 'release_id', release_id))::text,
+                  'UTF8') AS record
   FROM releases
- WHERE repo_id = :repo_id
-   AND (CAST(:channel AS text) IS NULL OR record ->> 'channel' = :channel)
-   AND (:drafts OR NOT (record @> '{"is_draft": true}' OR record @> '{"draft": true}'))
- ORDER BY record ->> 'created_at' DESC NULLS LAST, tag DESC LIMIT :limit""")
+ WHERE repo_id = $1 AND ($2::text IS NULL OR record ->> 'channel' = $2)
+   AND ($3 OR NOT (record @> '{"is_draft": true}' OR record @> '{"draft": true}'))
+ ORDER BY record ->> 'created_at' DESC NULLS LAST, tag DESC LIMIT $4"""
 _OTHERS = text("""
 SELECT count(*) AS number, COALESCE(sum(octet_length(record::text)), 0) AS size_bytes
   FROM releases WHERE repo_id = :repo_id AND tag <> :tag""")
@@ -117,11 +121,10 @@ class Names:
             raise TooLarge(f"A release may have {limits.record_bytes_max:,} bytes.")
         if commit_id := record.get("commit_id"):
             await self._check_commits(repo_id, [bare(str(commit_id))])
-        given = record.get("release_id")
         values = {
             "repo_id": repo_id,
             "tag": tag,
-            "given": str(given) if given else None,
+            "given": _release_id_of(record, limits),
             "new_id": new_mpack_id(),
             "record": written,
         }
@@ -145,15 +148,18 @@ class Names:
         return cast("str", fact.data["release_id"])
 
     async def releases(
-        self, repo_id: str, *, channel: str | None = None, drafts: bool = False
-    ) -> list[dict[str, Any]]:
-        """The releases' records, the newest first by what they say of themselves."""
+        self,
+        repo_id: str,
+        *,
+        encoded: Callable[[Any], T],
+        channel: str | None = None,
+        drafts: bool = False,
+    ) -> list[T]:
+        """The releases' records as `encoded` makes them, the newest first by what they say."""
         if channel is not None:
             check_text(channel, what="The channel")
-        asked = {"repo_id": repo_id, "channel": channel, "drafts": drafts, "limit": RELEASES_MAX}
-        async with reading(self._database) as reader:
-            found = (await reader.execute(_RELEASES, asked)).scalars().all()
-        return [_sendable(record) for record in found]
+        found = await self._database.fetch(_RELEASES, repo_id, channel, drafts, RELEASES_MAX)
+        return await asyncio.to_thread(_each_encoded, found, encoded)
 
     async def delete_release(self, repo_id: str, tag: str, caller: Caller) -> None:
         """Take a release away.
@@ -257,17 +263,21 @@ def _fitting(digits: str) -> int:
     return number
 
 
-def _sendable(value: Any) -> Any:
-    """A record as it was sent: PostgreSQL gives a float such as 1e22 back with all its digits, and
+def _each_encoded(rows: list[asyncpg.Record], encoded: Callable[[Any], T]) -> list[T]:
+    """One after the other, each row let go of: a record may take twenty times its bytes as objects,
+    and all of them together would take gigabytes.
+    """
+    rows.reverse()
+    count = len(rows)
+    return [encoded(json.loads(rows.pop()["record"], parse_int=_sendable)) for _ in range(count)]
+
+
+def _sendable(digits: str) -> int | float:
+    """A number as it was sent: PostgreSQL gives a float such as 1e22 back with all its digits, and
     neither msgpack nor most readers of JSON take whole numbers of that size.
     """
-    if isinstance(value, dict):
-        return {key: _sendable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_sendable(item) for item in value]
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-        return float(value)
-    return value
+    number = int(digits)
+    return number if -(1 << 63) <= number < 1 << 64 else float(number)
 
 
 def _tag_of(record: Mapping[str, Any], limits: WireLimits) -> str:
@@ -278,3 +288,13 @@ def _tag_of(record: Mapping[str, Any], limits: WireLimits) -> str:
     if len(tag.encode()) > limits.tag_bytes_max:
         raise TooLarge(f"A release's tag may have {limits.tag_bytes_max:,} bytes.")
     return tag
+
+
+def _release_id_of(record: Mapping[str, Any], limits: WireLimits) -> str | None:
+    """Its own id, if it has one; bounded, because the log tells it, a thousand events a page."""
+    given = record.get("release_id")
+    if not given:
+        return None
+    if len(str(given).encode()) > limits.tag_bytes_max:
+        raise TooLarge(f"A release's id may have {limits.tag_bytes_max:,} bytes.")
+    return str(given)

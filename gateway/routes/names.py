@@ -10,7 +10,7 @@ from gateway.routes.access import Access, body_of, caller_of
 from gateway.service import Service
 from gateway.wire.body import Record
 from gateway.wire.messages import TagsRequest
-from gateway.wire.render import render
+from gateway.wire.render import encoder, render
 
 
 def names_routes(access: Access, service: Service) -> list[Route]:
@@ -28,6 +28,7 @@ def names_routes(access: Access, service: Service) -> list[Route]:
         _principal, repo = await access.readable(request)
         found = await names.releases(
             repo.repo_id,
+            encoded=encoder(request),
             channel=request.query_params.get("channel") or None,
             drafts=request.query_params.get("include_drafts", "") in ("1", "true"),
         )

@@ -7,7 +7,7 @@ that round, and errors too: a client that shows the start of a body should show 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -38,8 +38,7 @@ def render(
     Shapes:  data: maps, lists, texts, numbers, bytes (base64 in JSON) and aware datetimes
              (RFC 3339 texts in both forms).
     """
-    accept = ",".join(connection.headers.getlist("accept"))
-    if wanted_format(accept, default=default) == "json":
+    if _wanted(connection, default=default) == "json":
         content, media_type = json_bytes(data), JSON
     else:
         content, media_type = msgspec.msgpack.encode(_plain(data)), MSGPACK
@@ -47,9 +46,24 @@ def render(
     return Response(content, status_code=status, headers=all_headers, media_type=media_type)
 
 
+def encoder(
+    connection: HTTPConnection, *, default: BodyFormat = "msgpack"
+) -> Callable[[Any], msgspec.Raw]:
+    """What makes a part of the answer to this caller ready for `render`, so that a long list need
+    not be held as objects.
+    """
+    as_json = _wanted(connection, default=default) == "json"
+    encode = msgspec.json.encode if as_json else msgspec.msgpack.encode
+    return lambda part: msgspec.Raw(encode(part))
+
+
 def json_bytes(data: Mapping[str, Any]) -> bytes:
     """A map as one line of JSON, in the form that answers have."""
     return msgspec.json.encode(_plain(data))
+
+
+def _wanted(connection: HTTPConnection, *, default: BodyFormat) -> BodyFormat:
+    return wanted_format(",".join(connection.headers.getlist("accept")), default=default)
 
 
 def wanted_format(accept: str, *, default: BodyFormat) -> BodyFormat:

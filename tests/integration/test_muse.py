@@ -342,9 +342,10 @@ async def test_tags_releases_and_the_end_of_a_branch(gateway: LiveGateway) -> No
     every = (await anybody.call("GET", "/releases?include_drafts=1")).body["releases"]
     assert {one["tag"] for one in every} == {"v1/beta", "v2"}
     assert (await anybody.call("GET", "/releases?channel=stable")).body == {"releases": []}
-    for wrong in ({}, {"tag": ""}, {"tag": "a\0"}, {"tag": "v", "x": "\0"}, {"tag": "v" * 999}):
+    much = ({"tag": "v" * 999}, {"tag": "v", "release_id": "r" * 999})
+    for wrong in ({}, {"tag": ""}, {"tag": "a\0"}, {"tag": "v", "x": "\0"}, *much):
         answer = await me.call("POST", "/releases", wrong, as_json=True)
-        assert answer.status in (413, 422), answer
+        assert answer.status == (413 if wrong in much else 422), answer
     assert (await anybody.call("DELETE", "/releases/v2")).status == 401
     assert (await me.call("DELETE", "/releases/v1/beta")).status == 200
     assert (await me.call("DELETE", "/releases/v1/beta")).status == 404
