@@ -12,7 +12,7 @@ from uuid import UUID
 
 from leases.database_clock import DatabaseClock
 from leases.instance import Instance
-from leases.ledger import Due, FailedAttempt, Ledger
+from leases.ledger import Due, DueNow, FailedAttempt, Ledger
 from leases.lessor import LEASE_COLUMNS, lease_stream
 from leases.model import Lease, LeaseCleanupFailed
 from leases.ports import Clock
@@ -40,10 +40,14 @@ SELECT attempts, {LEASE_COLUMNS} FROM mpack_leases
 WHERE claimed_by = $1 AND claim_token = $2
 """
 DUE_NOW = f"""
-SELECT statement_timestamp() AS now, attempts, {LEASE_COLUMNS} FROM mpack_leases
-WHERE state <> 'reclaimed' AND {DUE} <= statement_timestamp()
-  AND delete_at <= statement_timestamp() - $2::interval
-ORDER BY {DUE} LIMIT $1
+WITH due AS (
+    SELECT mpack_id, delete_at, {DUE} AS at FROM mpack_leases
+    WHERE state <> 'reclaimed' AND {DUE} <= statement_timestamp()
+      AND delete_at <= statement_timestamp() - $2::interval
+    ORDER BY {DUE} LIMIT $1::bigint)
+SELECT count(*) AS count, statement_timestamp() AS now, min(delete_at) AS deadline,
+       ARRAY(SELECT mpack_id FROM due ORDER BY at LIMIT $3) AS mpack_ids
+FROM due
 """
 # No attempt is counted, but others come first: a blob that alone answers like an outage would
 # otherwise be every probe, and keep all deletions waiting for ever.
@@ -105,9 +109,9 @@ class Claims:
         claimed = [Due(lease, attempts, now) for lease, attempts in rows]
         return sorted(claimed, key=lambda due: due.lease.delete_at)
 
-    async def look(self, count: int, *, overdue: timedelta = timedelta()) -> Sequence[Due]:
-        """What `take` would find, without taking it."""
-        return await self._ledger.due(count, overdue=overdue)
+    async def look(self, count: int | None, *, overdue: timedelta, named: int) -> DueNow:
+        """What `take` would find, without taking it; of the ids only so many."""
+        return await self._ledger.due(count, overdue=overdue, named=named)
 
     async def hand_back(
         self, mpack_ids: Sequence[str], token: UUID, *, pause_seconds: float

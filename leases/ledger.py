@@ -52,6 +52,16 @@ class Due:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DueNow:
+    """How much is due, the earliest deadline among it, and the ids of what would go first."""
+
+    count: int
+    now: datetime
+    deadline: datetime | None
+    mpack_ids: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FailedAttempt:
     """What to note about a deletion that failed."""
 
@@ -160,8 +170,8 @@ class Ledger(Protocol):
     async def forget_attempts(self, mpack_id: str) -> None:
         """Count anew and look now, unless it is claimed."""
 
-    async def due(self, count: int, *, overdue: timedelta) -> Sequence[Due]:
-        """What `claim` would take."""
+    async def due(self, count: int | None, *, overdue: timedelta, named: int) -> DueNow:
+        """What `claim` would take; None: all there is. So many of the ids are told."""
 
     async def look_ahead(self) -> Look:
         """When somebody has to look next."""

@@ -19,7 +19,7 @@ from leases.chain import StoredEvent
 from leases.claims import DUE
 from leases.database import Database
 from leases.instance import LIVE_INSTANCES, LOCK_CLASS
-from leases.ledger import Claimed, Due, FailedAttempt, Look, Row
+from leases.ledger import Claimed, DueNow, FailedAttempt, Look, Row
 from leases.lessor import LEASE_COLUMNS, lease_of
 from leases.model import Lease
 
@@ -204,9 +204,8 @@ class PostgresLedger:
     async def release(self, names: Sequence[str], tokens: Sequence[UUID]) -> None:
         await self._database.execute(claims.RELEASE, list(names), list(tokens))
 
-    async def due(self, count: int, *, overdue: timedelta) -> Sequence[Due]:
-        rows = await self._database.fetch(claims.DUE_NOW, count, overdue)
-        return [Due(lease_of(row), row["attempts"], row["now"]) for row in rows]
+    async def due(self, count: int | None, *, overdue: timedelta, named: int) -> DueNow:
+        return DueNow(**await self._row(claims.DUE_NOW, count, overdue, named))
 
     async def look_ahead(self) -> Look:
         return Look(*await self._row(LOOK))

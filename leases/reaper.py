@@ -34,14 +34,12 @@ from leases.observe import NOBODY, Observer
 from leases.policy import LeasePolicy
 from leases.ports import BlobStore, Clock
 from leases.probe import Probe
-from leases.settlement import Batch, Ended, Settlement, SweepResult, lateness_ms
+from leases.settlement import NAMED_MAX, Batch, Ended, Settlement, SweepResult, lateness_ms
 from leases.steps import Step, Steps
 from leases.suspects import Suspects
 
 # So long after the database failed a worker, it asks again.
 _RELEASE_RETRY_SECONDS = 0.5
-# What a dry run lists at most.
-_LOOKED_AT_MAX = 1_000_000
 # Of a batch, tried each by itself: one bad blob is found soon, and a busy store is not stormed.
 _ALONE_MAX = 64
 _NOT_AT_ALL = timedelta()
@@ -206,11 +204,11 @@ class Reaper:
         self, *, limit: int | None = None, overdue: timedelta = _NOT_AT_ALL
     ) -> SweepResult:
         """What a sweep would claim now."""
-        found = await self._claims.look(limit or _LOOKED_AT_MAX, overdue=overdue)
+        found = await self._claims.look(limit, overdue=overdue, named=NAMED_MAX)
         return SweepResult(
-            claimed=len(found),
-            lateness_ms_max=max((lateness_ms(due.lease, due.seen_at) for due in found), default=0),
-            mpack_ids=[due.lease.mpack_id for due in found],
+            claimed=found.count,
+            lateness_ms_max=lateness_ms(found.deadline or found.now, found.now),
+            mpack_ids=list(found.mpack_ids),
         )
 
     # One batch. ----------------------------------------------------------------------------------

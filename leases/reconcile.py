@@ -7,6 +7,7 @@ blob that was listed and has no row then never had one that survived.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -23,12 +24,14 @@ from leases.model import PREFIX, AdoptLease, Lease, LeaseState, Outcome, RecordR
 from leases.owner import OWNER_KEY
 from leases.policy import LeasePolicy
 from leases.ports import BlobInfo, BlobStore, HeadsBlobs, ListsBlobs
+from leases.seen import SeenKeys
 
 _PAGE = 1000
 # Stores tell a blob's time in whole seconds, cut off.
 _STORE_SECONDS = timedelta(seconds=1)
-# Above this many listed keys the other direction (rows without blobs) is left out and said so.
-_COMPARED_MAX = 1_000_000
+# Above this many listed keys the other direction (rows without blobs) is left out and said so:
+# then too many missing blobs would be taken for seen ones (leases/seen.py).
+_COMPARED_MAX = 10_000_000
 _FINDINGS_MAX = 100
 
 
@@ -126,18 +129,16 @@ class Reconciler:
         if not isinstance(self._store, ListsBlobs):
             return result
         started_at = (await self._event_log.head())["now"]
-        seen: set[str] | None = set()
-        async for page in _pages(self._store.list(PREFIX)):
-            result.listed += len(page)
-            await self._look_up(page, started_at, result, dry_run=dry_run)
-            if seen is not None:
-                seen.update(blob.key for blob in page)
-                if len(seen) > _COMPARED_MAX:
-                    seen = None
-        if seen is None:
-            result.find(Finding.NOT_COMPARED, PREFIX)
-        else:
-            await self._find_missing(seen, started_at, result)
+        with closing(SeenKeys()) as seen:
+            async for page in _pages(self._store.list(PREFIX)):
+                result.listed += len(page)
+                await self._look_up(page, started_at, result, dry_run=dry_run)
+                for blob in page if result.listed <= _COMPARED_MAX else ():
+                    seen.add(blob.key)
+            if result.listed <= _COMPARED_MAX:
+                await self._find_missing(seen, started_at, result)
+            else:
+                result.find(Finding.NOT_COMPARED, PREFIX)
         for finding, key in result.findings:
             _log.warning("reconcile_finding", finding=finding.value, key=key)
         return result
@@ -221,13 +222,13 @@ class Reconciler:
         return True
 
     async def _find_missing(
-        self, seen: set[str], started_at: datetime, result: ReconcileResult
+        self, seen: SeenKeys, started_at: datetime, result: ReconcileResult
     ) -> None:
         """Active leases whose blob was not listed, and is not there on a second look either."""
         if not isinstance(self._store, HeadsBlobs):
             return
         after = ""
-        while rows := await self._ledger.active(before=started_at, after=after, limit=_PAGE * 10):
+        while rows := await self._ledger.active(before=started_at, after=after, limit=_PAGE):
             after = rows[-1][0]
             for mpack_id, key in rows:
                 if key in seen or await self._store.head(key):

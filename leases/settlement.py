@@ -34,6 +34,8 @@ from leases.ports import DeleteOutcome
 from leases.steps import Step, Steps
 from leases.suspects import Suspects
 
+# Of the leases of a sweep or a look so many are named.
+NAMED_MAX = 1000
 _ERROR_LENGTH_MAX = 200
 
 _REAPER = Caller(actor="reaper")
@@ -53,14 +55,14 @@ class SweepResult:
     mpack_ids: list[str] = field(default_factory=list)
 
     def add(self, other: SweepResult) -> None:
-        """Count `other` in; of the ids only the first thousand are kept."""
+        """Count `other` in; of the ids only the first are kept."""
         self.claimed += other.claimed
         self.reclaimed += other.reclaimed
         self.already_gone += other.already_gone
         self.failed += other.failed
         self.handed_back += other.handed_back
         self.lateness_ms_max = max(self.lateness_ms_max, other.lateness_ms_max)
-        self.mpack_ids.extend(other.mpack_ids[: 1000 - len(self.mpack_ids)])
+        self.mpack_ids.extend(other.mpack_ids[: NAMED_MAX - len(self.mpack_ids)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +164,7 @@ class Settlement:
             if (error := _refusal(fact, answer)) is not None:
                 refused.append((due, error))
                 continue
-            overdue_ms = lateness_ms(due.lease, now)
+            overdue_ms = lateness_ms(due.lease.delete_at, now)
             result.reclaimed += 1
             result.already_gone += outcome is DeleteOutcome.ALREADY_GONE
             result.lateness_ms_max = max(result.lateness_ms_max, overdue_ms)
@@ -248,9 +250,9 @@ def retry_seconds(policy: LeasePolicy, attempts: int) -> float:
     return max(policy.retry_first_seconds, delay)
 
 
-def lateness_ms(lease: Lease, now: datetime) -> int:
-    """How late it would be to have deleted this lease's blob now."""
-    return max(0, (now - lease.delete_at) // timedelta(milliseconds=1))
+def lateness_ms(deadline: datetime, now: datetime) -> int:
+    """How late it would be to have deleted now what had this deadline."""
+    return max(0, (now - deadline) // timedelta(milliseconds=1))
 
 
 def describe(error: BaseException) -> str:

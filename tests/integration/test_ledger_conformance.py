@@ -346,7 +346,14 @@ async def test_what_is_due_is_claimed_once_oldest_first(ledger: Ledger) -> None:
     young, _ = await new_lease(ledger, due_in=timedelta(seconds=-1))
     old, _ = await new_lease(ledger, due_in=timedelta(seconds=-9), active=True)
     await new_lease(ledger, due_in=HOUR)
-    assert [one.lease.mpack_id for one in await ledger.due(9, overdue=AT_ONCE)] == [old, young]
+    looked = await ledger.due(9, overdue=AT_ONCE, named=9)
+    assert (looked.count, looked.mpack_ids) == (2, [old, young])
+    assert looked.deadline == (await lease_in(ledger, old)).delete_at < looked.now
+    assert (await ledger.due(1, overdue=AT_ONCE, named=9)).mpack_ids == [old]
+    looked = await ledger.due(None, overdue=AT_ONCE, named=1)
+    assert (looked.count, looked.mpack_ids) == (2, [old])
+    looked = await ledger.due(None, overdue=HOUR, named=9)
+    assert (looked.count, looked.deadline, looked.mpack_ids) == (0, None, [])
     token = new_event_id()
     count, now = await ledger.claim(1, "free.1", limit=LIMIT, token=token, overdue=AT_ONCE)
     assert (count, now <= await now_of(ledger)) == (1, True)
@@ -360,7 +367,7 @@ async def test_what_is_due_is_claimed_once_oldest_first(ledger: Ledger) -> None:
 async def test_only_what_is_overdue_enough_is_claimed(ledger: Ledger) -> None:
     await new_lease(ledger, due_in=timedelta(seconds=-5))
     token, minute = new_event_id(), timedelta(minutes=1)
-    assert await ledger.due(9, overdue=minute) == []
+    assert (await ledger.due(9, overdue=minute, named=9)).count == 0
     count, _now = await ledger.claim(9, "free.1", limit=LIMIT, token=token, overdue=minute)
     assert count == 0
 

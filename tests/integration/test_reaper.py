@@ -128,7 +128,8 @@ async def test_a_sweep_goes_on_until_nothing_is_due(
 async def test_a_look_only_looks(engine: LeaseEngine, store: ListingStore) -> None:
     lease = await due_lease(engine)
     result = await engine.reaper.look()
-    assert result.mpack_ids == [lease.mpack_id]
+    assert (result.claimed, result.mpack_ids) == (1, [lease.mpack_id])
+    assert result.lateness_ms_max > 0
     assert (await work_of(engine.database, lease))["claimed_by"] is None
     assert store.calls_of("delete") == []
     await reap(engine)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from leases.chain import StoredEvent
 from leases.errors import DatabaseUnavailable
-from leases.ledger import Claimed, Due, FailedAttempt, Look, Row
+from leases.ledger import Claimed, DueNow, FailedAttempt, Look, Row
 from leases.model import Lease
 from tests.simulation.records import Records
 
@@ -177,8 +177,8 @@ class SimulatedLedger:
     async def release(self, names: Sequence[str], tokens: Sequence[UUID]) -> None:
         await self._wire.call("release", partial(self._records.release, names, tokens))
 
-    async def due(self, count: int, *, overdue: timedelta) -> Sequence[Due]:
-        return await self._wire.call("due", partial(self._records.due, count, overdue))
+    async def due(self, count: int | None, *, overdue: timedelta, named: int) -> DueNow:
+        return await self._wire.call("due", partial(self._records.due_now, count, overdue, named))
 
     async def look_ahead(self) -> Look:
         return await self._wire.call("look_ahead", self._records.look_ahead)

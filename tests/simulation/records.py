@@ -15,7 +15,7 @@ from uuid import UUID
 from leases.chain import StoredEvent, event_hash, genesis, microseconds
 from leases.codec import decode
 from leases.decide import evolve
-from leases.ledger import Claimed, Due, FailedAttempt, Look
+from leases.ledger import Claimed, DueNow, FailedAttempt, Look
 from leases.model import Lease, LeaseState
 
 _BEGINNINGS = ("lease.reserved", "lease.adopted")
@@ -243,7 +243,7 @@ class Records:
         """The names under which living instances claim."""
         return {f"live.{key & 0xFFFFFFFF:08x}" for key in self.locks}
 
-    def _due(self, count: int, now: datetime, overdue: timedelta) -> list[WorkRow]:
+    def _due(self, count: int | None, now: datetime, overdue: timedelta) -> list[WorkRow]:
         found = [
             row
             for row in self._open.values()
@@ -290,9 +290,15 @@ class Records:
             if row.claimed_by in names and row.claim_token in tokens:
                 row.free()
 
-    def due(self, count: int, overdue: timedelta) -> list[Due]:
+    def due_now(self, count: int | None, overdue: timedelta, named: int) -> DueNow:
         now = self.clock()
-        return [Due(row.lease, row.attempts, now) for row in self._due(count, now, overdue)]
+        leases = [row.lease for row in self._due(count, now, overdue)]
+        return DueNow(
+            count=len(leases),
+            now=now,
+            deadline=min((lease.delete_at for lease in leases), default=None),
+            mpack_ids=[lease.mpack_id for lease in leases[:named]],
+        )
 
     def _dead_claims(self) -> list[WorkRow]:
         live = self.live
