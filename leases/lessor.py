@@ -5,8 +5,9 @@ Nothing here touches a blob. Whoever holds the answer acts after the commit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Any
 
 from leases.codec import JSON, encode
@@ -137,36 +138,43 @@ class Lessor:
 
     async def reserve_uploads(
         self, object_ids: Mapping[str, str], *, repo_id: str, caller: Caller
-    ) -> list[Lease]:
+    ) -> AsyncIterator[Lease]:
         """Stand a row for every blob that somebody else will upload: object ids by mpack_id.
 
         A URL to upload it may live for `upload_limit_seconds`; the blob lives for
         `upload_grace_seconds` more, so that what was begun in time can end, and be pushed.
 
-        Effects: a thousand events in each append. Should a later append fail, the rows of the
-                 earlier ones fall due unused.
+        Effects: a thousand events in each append, and its leases before the next one: to make a
+                 hundred thousand takes seconds, in which nothing else would run. Should a later
+                 append fail, the rows of the earlier ones fall due unused.
         """
-        policy, now = self._policy, (await self._log.head())["now"]
-        leases: list[Lease] = []
-        facts: list[NewEvent] = []
-        for mpack_id, object_id in object_ids.items():
-            command = ReserveLease(
-                kind=LeaseKind.UPLOAD,
-                repo_id=repo_id,
-                object_id=object_id,
-                storage_key=storage_key(self._log_id, mpack_id),
-                upload_limit_seconds=policy.upload_limit_seconds + policy.upload_grace_seconds,
-            )
-            (event,) = decide(None, command, now=now)
-            leases.append(evolve(None, event, mpack_id=mpack_id))
-            facts.append(
-                new_lease_event(
-                    mpack_id, event, caller=caller, replica=self._replica, expected_version=0
+        waiting = iter(object_ids.items())
+        while batch := list(islice(waiting, EVENTS_PER_CALL_MAX)):
+            now = (await self._log.head())["now"]
+            leases: list[Lease] = []
+            facts: list[NewEvent] = []
+            for mpack_id, object_id in batch:
+                command = self._upload(mpack_id, object_id, repo_id=repo_id)
+                (event,) = decide(None, command, now=now)
+                leases.append(evolve(None, event, mpack_id=mpack_id))
+                facts.append(
+                    new_lease_event(
+                        mpack_id, event, caller=caller, replica=self._replica, expected_version=0
+                    )
                 )
-            )
-        for start in range(0, len(facts), EVENTS_PER_CALL_MAX):
-            await self._log.append(facts[start : start + EVENTS_PER_CALL_MAX])
-        return leases
+            await self._log.append(facts)
+            for lease in leases:
+                yield lease
+
+    def _upload(self, mpack_id: str, object_id: str, *, repo_id: str) -> ReserveLease:
+        policy = self._policy
+        return ReserveLease(
+            kind=LeaseKind.UPLOAD,
+            repo_id=repo_id,
+            object_id=object_id,
+            storage_key=storage_key(self._log_id, mpack_id),
+            upload_limit_seconds=policy.upload_limit_seconds + policy.upload_grace_seconds,
+        )
 
     async def extend(self, mpack_id: str, *, caller: Caller) -> Lease:
         """Move a reservation's deadline on by the upload limit, counted from now."""

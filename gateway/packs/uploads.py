@@ -100,15 +100,15 @@ class Uploads:
         self._admission.check(Need.WRITING)
         wanted = {new_mpack_id(): object_id for object_id in object_ids}
         sizes = dict.fromkeys(wanted, engine.quotas.upload_bytes_max)
-        async with engine.quotas.room(repo_id, sizes, in_part=True) as granted:
-            taken = {mpack_id: wanted.pop(mpack_id) for mpack_id in granted}
-            leases = await engine.lessor.reserve_uploads(taken, repo_id=repo_id, caller=caller)
         seconds = max(1, int(self._policy.upload_limit_seconds))
         urls = {}
-        for lease in leases:
-            with store_call("presign_put"):
-                url = await store.presign_put(lease.storage_key, expires_in=seconds)
-            urls[taken[lease.mpack_id]] = url
+        async with engine.quotas.room(repo_id, sizes, in_part=True) as granted:
+            taken = {mpack_id: wanted.pop(mpack_id) for mpack_id in granted}
+            leases = engine.lessor.reserve_uploads(taken, repo_id=repo_id, caller=caller)
+            async for lease in leases:
+                with store_call("presign_put"):
+                    url = await store.presign_put(lease.storage_key, expires_in=seconds)
+                urls[taken[lease.mpack_id]] = url
         return Presigned(urls=urls, inline=list(wanted.values()))
 
     async def candidates(

@@ -11,7 +11,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from leases.database import Database
-from leases.model import PREFIX, Trigger, storage_key
+from leases.ids import new_mpack_id
+from leases.model import PREFIX, LeaseKind, Trigger, storage_key
 from leases.ports import BlobInfo, DeleteOutcome
 from leases.reconcile import Finding
 from tests.factories import make_history
@@ -121,6 +122,18 @@ async def test_a_sweep_holds_a_batch_for_each_worker_at_a_time(database: Databas
             result = await engine.reaper.sweep(Trigger.COMMAND)
     assert (result.reclaimed, len(result.mpack_ids)) == (3_000, 1_000)
     assert most[0] < 4 * MIB
+
+
+async def test_uploads_are_reserved_a_thousand_at_a_time(database: Database) -> None:
+    """A caller may ask for a hundred thousand URLs."""
+    async with engine_on(database, ManyBlobs()) as engine:
+        ids = {new_mpack_id(): "0" * 64 for _ in range(4_000)}
+        count = 0
+        with traced() as most:
+            async for lease in engine.lessor.reserve_uploads(ids, repo_id="r", caller=CALLER):
+                count += lease.kind is LeaseKind.UPLOAD
+    assert count == len(ids)
+    assert most[0] < 6 * MIB
 
 
 async def test_a_look_at_what_is_due_names_a_thousand(database: Database) -> None:

@@ -124,7 +124,8 @@ def test_a_job_that_is_interrupted_goes_on_when_it_is_asked_again(commands: Comm
         settings = settings_for(commands.database_url, commands.data_dir)
         async with Service(settings, watch=False) as service:
             ids = {new_mpack_id(): "0" * 64 for _ in range(LEASES)}
-            await service.engine.lessor.reserve_uploads(ids, repo_id="r", caller=CALLER)
+            leases = service.engine.lessor.reserve_uploads(ids, repo_id="r", caller=CALLER)
+            assert len([lease async for lease in leases]) == LEASES
 
     run_apart(reserve())
     process = subprocess.Popen(
