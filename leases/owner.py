@@ -142,16 +142,27 @@ class Owner:
     async def _compare(self) -> None:
         # The mark first: another replica may move both on in between, and a head that was read
         # before the mark would look like a log that lost its tail.
-        mark = await self._read() if isinstance(self._store, ListsBlobs) else None
+        mark = await self.mark()
         head = await self._event_log.head()
-        problem = await self._problem(mark, head) if isinstance(self._store, ListsBlobs) else None
+        if not isinstance(self._store, ListsBlobs):
+            problem = None
+        elif mark is None:
+            problem = await self._strangers()
+        else:
+            problem = await self._problem(mark, head)
         self._found(problem)
         if not problem and isinstance(self._store, ListsBlobs):
             await self._publish(head)
 
-    async def _problem(self, mark: Mark | None, head: Row) -> str | None:
-        if mark is None:
-            return await self._strangers()
+    async def contradiction(self) -> str | None:
+        """What the store's mark says against this log; nothing is written for it, nor remembered.
+
+        Errors: the store's and the database's.
+        """
+        mark = await self.mark()
+        return await self._problem(mark, await self._event_log.head()) if mark else None
+
+    async def _problem(self, mark: Mark, head: Row) -> str | None:
         if mark.log_id != self._log_id:
             return f"the store belongs to the log {mark.log_id}, this is {self._log_id}"
         if mark.position > head["position"]:

@@ -49,7 +49,8 @@ class Stats:
 
     `overdue`: open and past `delete_at`, stuck ones included. `unattended`: due for more than
     five seconds, and neither claimed nor waiting for its next attempt. `replicas`: processes that
-    hold their session lock, running commands included.
+    hold their session lock, running commands included. `mark_problem`: what the store's mark says
+    against this log, if somebody has asked the store; every replica pauses for it.
     """
 
     by_state: Mapping[str, int]
@@ -67,6 +68,7 @@ class Stats:
     paused_by: str | None
     paused_at: datetime | None
     pause_reason: str | None
+    mark_problem: str | None = None
 
     @property
     def is_not_done(self) -> bool:
@@ -74,7 +76,13 @@ class Stats:
         return self.unattended > 0 and self.claimed == 0
 
     def in_words(self) -> str:
-        """The one sentence that somebody on call needs."""
+        """What somebody on call needs, in a sentence or two."""
+        words = self._overdue_in_words()
+        if self.mark_problem and not self.is_not_done:
+            return f"{words} Reaping is paused: {self.mark_problem}."
+        return words
+
+    def _overdue_in_words(self) -> str:
         if not self.overdue:
             return "Nothing is overdue."
         leases = "1 lease is" if self.overdue == 1 else f"{self.overdue:,} leases are"
@@ -84,6 +92,8 @@ class Stats:
             return f"{leases} overdue and being done, {late}{stuck if self.stuck else ''}."
         if self.paused:
             why = f"reaping is paused by {self.paused_by}: {self.pause_reason}"
+        elif self.mark_problem:
+            why = f"reaping is paused: {self.mark_problem}"
         elif not self.replicas:
             why = "no replica is running"
         elif self.put_off:

@@ -12,6 +12,7 @@ import pytest
 
 from leases.owner import OWNER_KEY, Mark
 from tests.integration.commands import Commands
+from tests.stores import ON_S3
 
 
 def lease_of(commands: Commands, mpack_id: str) -> dict[str, Any]:
@@ -112,6 +113,34 @@ def test_only_adopting_resumes_against_the_mark(commands: Commands) -> None:
     assert [
         event["data"]["adopted_from"] for event in events if event["type"] == "reaping.resumed"
     ] == ["another"]
+
+
+def test_stats_tell_that_the_logs_newest_events_are_lost(commands: Commands) -> None:
+    """As after the promotion of a standby that lagged; /readyz of a replica says that it pauses."""
+    commands.grant()
+    commands.run("sweep", exits=3)
+    assert commands.json("stats")["mark_problem"] is None
+    commands.sql("UPDATE event_head SET position = 1")
+    told = commands.run("stats").stdout
+    lost = "the log ends at 1, but 2 was published: its newest events are lost"
+    assert f"paused: {lost}" in told
+    assert f"Nothing is overdue. Reaping is paused: {lost}." in told
+    overdue(commands)
+    assert f" s; reaping is paused: {lost}." in commands.run("stats", exits=1).stdout
+
+
+@pytest.mark.skipif(ON_S3, reason="only a folder could be made by looking")
+def test_stats_make_no_store(commands: Commands) -> None:
+    nowhere = commands.data_dir / "no" / "such"
+    told = json.loads(commands.run("stats", "--json", MPACK_DATA_DIR=str(nowhere)).stdout)
+    assert (told["mark_is_read"], told["mark_problem"]) == (True, None)
+    assert not nowhere.exists()
+
+
+@pytest.mark.skipif(ON_S3, reason="a folder is easily no store any more")
+def test_stats_say_that_the_store_does_not_answer(commands: Commands) -> None:
+    told = commands.run("stats", MPACK_DATA_DIR=__file__).stdout
+    assert "no replica is running; the store did not show its mark" in told
 
 
 def test_stats_say_in_words_that_nothing_is_done(commands: Commands) -> None:

@@ -83,8 +83,16 @@ SOME = Stats(
         (replace(SOME, paused=True, paused_by="x", pause_reason="y"), "paused by x: y"),
         (replace(SOME, claimed=1), "1 lease is overdue and being done, the oldest for 61 s."),
         (replace(SOME, unattended=0, stuck=1), "61 s; 1 stuck: `mpack-gateway lease list --state"),
+        (replace(SOME, mark_problem="its tail is lost"), "s; reaping is paused: its tail is lost."),
+        (
+            replace(SOME, overdue=0, unattended=0, mark_problem="its tail is lost"),
+            "Nothing is overdue. Reaping is paused: its tail is lost.",
+        ),
     ],
-    ids=["no replica", "many", "unknown", "store out", "paused", "being done", "stuck"],
+    ids=[
+        *("no replica", "many", "unknown", "store out", "paused", "being done", "stuck", "lost"),
+        "idle",
+    ],
 )
 def test_the_words(stats: Stats, words: str) -> None:
     assert words in stats.in_words()
