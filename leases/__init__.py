@@ -67,7 +67,9 @@ What each failure does
     one lease's end is not taken    as by a stream that contradicts itself: that costs this lease an
                                     attempt, and keeps nobody else waiting
     a timed-out PUT lands late      reconcile finds a blob of a closed lease and deletes it
-    the database lost its tail      the store's mark shows it; reaping pauses until a human looked
+    the database lost its tail      the store's mark shows it, or an event that this process has
+                                    appended is gone: compared whenever a connection was lost, and
+                                    nothing is deleted before; reaping pauses until a human looked
     the wrong database              the mark belongs to another log; reaping pauses
 
 The deletion request is sent at least once and is idempotent; the recorded cleanup is exactly one.

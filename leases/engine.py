@@ -97,6 +97,7 @@ class LeaseEngine:
         self._running: list[asyncio.Task[None]] = []
         self._workers: list[asyncio.Task[None]] = []
         self._swept = asyncio.Event()
+        self._doubted = asyncio.Event()
 
     @property
     def database(self) -> Database:
@@ -171,7 +172,8 @@ class LeaseEngine:
         jobs.append(self.instance.run(ready=ready))
         if self._watch:
             jobs += [self.alarm.run(), self._start_up(), self._sweep_forever()]
-            jobs += [self._reconcile_forever(), self._obey_forever()]
+            jobs += [self._reconcile_forever(), self._obey_forever(), self._confirm_forever()]
+            self.instance.interrupted = self._doubt
             workers = (self._work() for _ in range(self.policy.reap_workers))
             self._workers = [tasks.create_task(worker) for worker in workers]
         self._running += self._workers
@@ -272,6 +274,21 @@ class LeaseEngine:
             await self.clock.sleep(_PAUSE_LOOK_SECONDS)
             if self.owner.state is not Ownership.UNKNOWN:  # The start-up is at it.
                 await self._surely("pause_look", self.owner.obey)
+
+    def _doubt(self) -> None:
+        self.owner.doubt()
+        self._doubted.set()
+
+    async def _confirm_forever(self) -> None:
+        """Compare the mark anew whenever the connection to the database was lost, and when it
+        is there again: a standby that took the place of the old server may lack its newest events.
+        """
+        while True:
+            await self._doubted.wait()
+            self._doubted.clear()
+            while not await self._surely("owner_check", self.owner.check):
+                await self.clock.sleep(_PAUSE_LOOK_SECONDS)
+            self.reaper.wake()  # What fell due meanwhile found nobody ready.
 
     async def _surely(self, name: str, work: Callable[[], Awaitable[object]]) -> bool:
         """Run `work`; a failure is told and survived, because the next turn tries again."""

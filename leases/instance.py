@@ -51,6 +51,9 @@ class Instance:
         self._turn = asyncio.Lock()
         self._listeners: dict[str, list[Listener]] = {}
         self._held: Session | None = None
+        self._interrupted = False
+        # Called when the session is lost, and when another one stands in its place.
+        self.interrupted: Callable[[], None] = lambda: None
         self.instance_id = new_token(4)
         self.is_live = False
 
@@ -104,10 +107,15 @@ class Instance:
                     for channel in list(self._listeners):
                         await self._add_listener(session, channel)
                     await self._take_lock(session)
+                    if self._interrupted:
+                        self._interrupted = False
+                        self.interrupted()
                     yield lost
                 finally:
                     self.is_live = False
                     self._held = None
+                    self._interrupted = True
+                    self.interrupted()
                     # Closing the socket is what frees the lock and the listeners.
                     session.end()
         finally:

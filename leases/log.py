@@ -181,6 +181,8 @@ class EventLog:
         self._waiting_events = 0
         self._wake = asyncio.Event()
         self._ended = False
+        # The newest event that the database has confirmed to this process.
+        self._confirmed: tuple[int, UUID] | None = None
 
     async def append(self, events: Sequence[NewEvent]) -> Sequence[Recorded]:
         """Append all of them or none, in one transaction with whatever else is waiting.
@@ -295,8 +297,11 @@ class EventLog:
                 _fail(batch[0], error)
             return
         events = (event for group in batch for event in group.events)
-        told = zip(events, answer["verdicts"], strict=True)
-        self._observer.appended([event.type for event, verdict in told if verdict == "ok"])
+        told = zip(events, answer["verdicts"], answer["positions"], strict=True)
+        stand = [(position, event) for event, verdict, position in told if verdict == "ok"]
+        self._observer.appended([event.type for _position, event in stand])
+        if stand:
+            self._confirmed = stand[-1][0], stand[-1][1].event_id
         moment = answer["appended_at"]
         rows = zip(answer["verdicts"], answer["positions"], answer["versions"], strict=True)
         for group in batch:
@@ -371,6 +376,24 @@ class EventLog:
         """The hash of the event at this position; None where the database holds none."""
         found = await self._ledger.read(after=position - 1, limit=1)
         return found[0].hash if found and found[0].position == position else None
+
+    async def lost(self) -> int | None:
+        """The position of the newest event that this process appended, if it is not there any more.
+
+        The database then lost its newest events, as a standby does that takes over too early.
+        """
+        if self._confirmed is None:
+            return None
+        position, event_id = self._confirmed
+        places = await self._ledger.places([event_id])
+        if places and places[0][0] == position:
+            return None
+        archived = position <= (await self.beginning()).position
+        return None if archived else position
+
+    def forget_confirmed(self) -> None:
+        """Count on nothing any more but what is appended from now on."""
+        self._confirmed = None
 
     async def read(self, *, after: int, limit: int) -> Sequence[StoredEvent]:
         """The feed: up to `limit` events with a position above `after`, in order, gapless."""

@@ -74,12 +74,22 @@ class Owner:
         self._checking = asyncio.Lock()
         self.pauses = Pauses(log)
         self._pause_version: int | None = None
+        self._doubts = 0
         self.state = Ownership.UNKNOWN
         self.reason = "the store's mark has not been read yet"
 
     def may_reap(self) -> bool:
         """Whether deletions are allowed."""
         return self.state is Ownership.CONFIRMED
+
+    def doubt(self) -> None:
+        """Allow no deletion until the next check: the connection to the database was lost, and
+        what answers in its place may be a standby that lacks the newest events.
+        """
+        self._doubts += 1
+        if self.state is Ownership.CONFIRMED:
+            self.state = Ownership.UNKNOWN
+            self.reason = "the connection to the database was lost, and the mark not read since"
 
     async def check(self) -> Ownership:
         """Compare the mark with the log, and publish the log's head when it is ours.
@@ -123,11 +133,15 @@ class Owner:
         return await self.check()
 
     async def _check(self) -> Ownership:
+        doubts = self._doubts
         pause = await self.pauses.look()
+        known = self._pause_version
+        if known is not None and pause.version > known and pause.adopted:
+            self._event_log.forget_confirmed()
         if pause.paused:  # Whatever the store says, and also while it says nothing.
             self._found(str(pause))
         else:
-            await self._compare()
+            await self._compare(doubts)
         self._pause_version = pause.version
         return self.state
 
@@ -139,7 +153,7 @@ class Owner:
         self.state = Ownership.PAUSED if problem else Ownership.CONFIRMED
         self.reason = problem or ""
 
-    async def _compare(self) -> None:
+    async def _compare(self, doubts: int) -> None:
         # The mark first: another replica may move both on in between, and a head that was read
         # before the mark would look like a log that lost its tail.
         mark = await self.mark()
@@ -149,7 +163,9 @@ class Owner:
         elif mark is None:
             problem = await self._strangers()
         else:
-            problem = await self._problem(mark, head)
+            problem = await self._problem(mark, head) or await self._lost(mark)
+        if not problem and doubts != self._doubts:
+            return  # Of the server that was there before: another check is on its way.
         self._found(problem)
         if not problem and isinstance(self._store, ListsBlobs):
             await self._publish(head)
@@ -175,6 +191,18 @@ class Owner:
         if mark.position > begin.position and await self._hash_at(mark.position) != mark.hash:
             return f"the log's event {mark.position} is not the one that was published"
         return None
+
+    async def _lost(self, mark: Mark) -> str | None:
+        """What the mark cannot tell, because it is older than what was lost."""
+        position = await self._event_log.lost()
+        if position is None:
+            return None
+        if self.state is not Ownership.PAUSED:
+            # For the other replicas, and for this one's next start. The hash is no event's.
+            told = Mark(log_id=self._log_id, position=position, hash="")
+            if position > mark.position:
+                await self._store.put(OWNER_KEY, told.dump())
+        return f"the log does not hold its event {position} any more: its newest events are lost"
 
     async def mark(self) -> Mark | None:
         """What the store says; None where it says nothing. Errors: the store's."""

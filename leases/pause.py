@@ -37,6 +37,7 @@ class Pause:
     paused: bool
     actor: str | None
     reason: str | None
+    adopted: bool = False  # The last word: the store is this log's as it is now.
 
     def __str__(self) -> str:
         return f"paused by {self.actor}: {self.reason}" if self.paused else "not paused"
@@ -54,11 +55,13 @@ class Pauses:
     async def look(self) -> Pause:
         """What was said last."""
         row = await self._event_log.newest(STREAM)
+        data = {} if row["data"] is None else json.loads(row["data"])
         return Pause(
             version=row["version"],
             paused=row["type"] == "reaping.paused",
             actor=row["actor"],
-            reason=None if row["data"] is None else json.loads(row["data"]).get("reason"),
+            reason=data.get("reason"),
+            adopted="adopted_from" in data,
         )
 
     async def pause(self, *, reason: str, caller: Caller) -> bool:

@@ -16,6 +16,7 @@ from leases.clock import SystemClock
 from leases.database import Database
 from leases.engine import LeaseEngine
 from leases.ids import new_mpack_id
+from leases.instance import LOCK_CLASS
 from leases.lessor import Caller
 from leases.log import NewEvent
 from leases.model import Lease, LeaseKind, Trigger
@@ -112,6 +113,24 @@ async def due_lease(engine: LeaseEngine) -> Lease:
 async def reap(engine: LeaseEngine) -> SweepResult:
     """One batch, as when the alarm rings."""
     return await engine.reaper.reap_once(Trigger.ALARM)
+
+
+async def as_owner(database: Database, *statements: str) -> None:
+    """What somebody with the owner's rights could do."""
+    async with database.driver() as driver:
+        await driver.execute("SET session_replication_role = replica")
+        for statement in statements:
+            await driver.execute(statement)
+        await driver.execute("RESET session_replication_role")
+
+
+async def end_instance_sessions(database: Database) -> None:
+    """Let every instance lose its session, as when the server goes."""
+    await database.fetch(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks"
+        f" WHERE locktype = 'advisory' AND classid = {LOCK_CLASS}"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
 
 
 async def loaded(engine: LeaseEngine, lease: Lease) -> Lease:

@@ -90,6 +90,35 @@ async def test_gateways_write_again_after_a_promotion_and_see_that_commits_were_
         await check_what_is_left(gateways)
 
 
+@pytest.mark.timeout(120)
+async def test_gateways_miss_what_they_wrote_when_their_connection_comes_back(
+    primary: EmbeddedPostgres, standby_folder: Path, tmp_path: Path
+) -> None:
+    """Not only at the next sweep or comparison, which may be minutes away, and by themselves: the
+    store's mark is as old as the last comparison.
+    """
+    rarely = SERVED | {"reconcile_interval_seconds": 3600.0, "sweep_interval_seconds": 3600.0}
+    async with (
+        standby_of(primary, standby_folder) as (standby, shipping),
+        proxied(primary.url(TEMPLATE)) as (address, through),
+        gateways_on(through, tmp_path) as gateways,
+    ):
+        async with inside(gateways) as service:
+            pushed = await a_pushed_repo(service)
+        both = [await gateways.start(**rarely) for _ in range(2)]
+        await caught_up(primary, standby)
+        shipping.loses = lambda _shipped: True
+        for gateway in both:
+            await fetch(gateway, pushed, ttl_seconds=LIFE_SECONDS, share=False)
+        primary.kill()
+        await promote(standby)
+        address.target = socket_of(standby.url())
+        for gateway in both:
+            await until(partial(says_paused, gateway))
+            told = gateway.said("reaping_paused")
+            assert any("its newest events are lost" in line["reason"] for line in told), told
+
+
 def names(gateways: Gateways) -> set[str]:
     """The ids of the packs in the store."""
     return {key.rpartition("/")[2] for key in gateways.view.packs()}

@@ -22,7 +22,7 @@ from leases.postgres_ledger import PostgresLedger
 from tests.fakes import ListingStore
 from tests.integration.commands import Commands
 from tests.invariants import check_invariants
-from tests.leasing import due, engine_on, granted, granted_many, note, work_of
+from tests.leasing import as_owner, due, engine_on, granted, granted_many, note, work_of
 
 ROW = "(SELECT min(mpack_id) FROM mpack_leases)"
 
@@ -36,15 +36,6 @@ async def engine(database: Database, store: ListingStore) -> AsyncIterator[Lease
         await due(database, lease)
         await engine.reaper.sweep(Trigger.COMMAND)
         yield engine
-
-
-async def as_owner(database: Database, *statements: str) -> None:
-    """What somebody with the owner's rights could do."""
-    async with database.driver() as driver:
-        await driver.execute("SET session_replication_role = replica")
-        for statement in statements:
-            await driver.execute(statement)
-        await driver.execute("RESET session_replication_role")
 
 
 async def test_an_untouched_log_verifies(engine: LeaseEngine, store: ListingStore) -> None:

@@ -18,6 +18,7 @@ from tests.leasing import (
     another_database,
     connection_to,
     due,
+    end_instance_sessions,
     engine_on,
     granted,
     loaded,
@@ -31,14 +32,6 @@ async def live_names(database: Database) -> list[str]:
     row = await database.fetchrow(f"SELECT {LIVE_INSTANCES} AS names")
     assert row is not None
     return list(row["names"])
-
-
-async def end_instance_sessions(database: Database) -> None:
-    await database.fetch(
-        "SELECT pg_terminate_backend(pid) FROM pg_locks"
-        f" WHERE locktype = 'advisory' AND classid = {LOCK_CLASS}"
-        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    )
 
 
 async def until_live(instance: Instance) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from leases.beginning import ARCHIVE_STREAM
+from leases.codec import JSON
 from leases.database import Database
 from leases.engine import LeaseEngine
 from leases.errors import StoreUnavailable
@@ -11,7 +13,20 @@ from leases.model import LeaseState, Trigger
 from leases.owner import OWNER_KEY, Mark, Ownership
 from tests.databases import NewDatabase
 from tests.fakes import ListingStore, MemoryStore
-from tests.leasing import QUICK, another_database, due, engine_on, granted, loaded, note, until
+from tests.leasing import (
+    CALLER,
+    QUICK,
+    another_database,
+    as_owner,
+    due,
+    end_instance_sessions,
+    engine_on,
+    granted,
+    loaded,
+    note,
+    until,
+    until_reclaimed,
+)
 
 OTHER_LOG = "00000000-0000-4000-8000-000000000000"
 
@@ -126,6 +141,60 @@ async def test_a_log_that_lost_its_tail_and_went_on_pauses(
             assert "not the one that was published" in late.owner.reason
 
 
+async def lose_newest(database: Database, *, after: int) -> None:
+    """As a standby that takes over before it has them."""
+    await as_owner(
+        database,
+        f"DELETE FROM events WHERE position > {after}",
+        f"DELETE FROM event_streams WHERE last_position > {after}",
+        "UPDATE event_head AS h SET position = e.position, hash = e.hash"
+        f" FROM events AS e WHERE e.position = {after}",
+    )
+
+
+async def test_a_process_misses_what_it_appended_itself(
+    database: Database, database_url: str, store: ListingStore
+) -> None:
+    """The mark is as old as the last comparison; what was lost is younger."""
+    async with (
+        another_database(database_url) as elsewhere,
+        engine_on(database, store) as engine,
+        engine_on(elsewhere, store) as other,
+    ):
+        await engine.log.append([note("repo/1")])
+        await engine.owner.check()
+        await engine.log.append([note("repo/2")])
+        assert await engine.owner.check() is Ownership.CONFIRMED
+        await engine.log.append([note("repo/3")])
+        await lose_newest(database, after=2)
+        assert await engine.owner.check() is Ownership.PAUSED
+        assert "does not hold its event 3 any more" in engine.owner.reason
+        assert await other.owner.check() is Ownership.PAUSED, "the mark tells the others"
+        await other.log.append([note("repo/4")])
+        for one in (engine, other):
+            assert await one.owner.check() is Ownership.PAUSED, "the log has come as far again"
+        await other.owner.adopt(caller=CALLER)
+        for one in (engine, other):
+            assert await one.owner.check() is Ownership.CONFIRMED, one.owner.reason
+
+
+async def test_what_was_archived_is_not_missed(
+    database: Database, database_url: str, store: ListingStore
+) -> None:
+    async with (
+        another_database(database_url) as elsewhere,
+        engine_on(database, store) as engine,
+        engine_on(elsewhere, store) as other,
+    ):
+        await engine.log.append([note("repo/1")])
+        told: dict[str, JSON] = {"last_position": 1, "hash": "00" * 32}
+        await other.log.append([note(ARCHIVE_STREAM, type="log.archived", data=told)])
+        await as_owner(database, "DELETE FROM events WHERE position = 1")
+        assert await engine.log.lost() is None
+        await as_owner(database, "DELETE FROM events WHERE position = 2")
+        assert await engine.log.lost() == 1
+
+
 async def test_a_mark_that_moves_on_while_it_is_checked_is_no_lost_tail(
     database: Database, database_url: str, store: ListingStore
 ) -> None:
@@ -155,6 +224,67 @@ async def test_nothing_is_reaped_before_the_mark_was_read(
     async with LeaseEngine(database, store, QUICK, watch=False) as engine:
         assert engine.owner.state is Ownership.UNKNOWN
         assert not engine.owner.may_reap()
+
+
+async def test_nothing_is_reaped_in_doubt(database: Database, store: ListingStore) -> None:
+    async with engine_on(database, store) as engine:
+        lease = await granted(engine)
+        await due(database, lease)
+        engine.owner.doubt()
+        assert (await engine.reaper.sweep(Trigger.COMMAND)).claimed == 0
+        assert await engine.owner.check() is Ownership.CONFIRMED
+        assert (await engine.reaper.sweep(Trigger.COMMAND)).reclaimed == 1
+
+
+async def test_a_look_that_began_before_the_doubt_does_not_end_it(
+    database: Database, store: ListingStore
+) -> None:
+    """It may have seen the server that is gone."""
+    async with engine_on(database, store) as engine:
+
+        async def lost(key: str) -> None:
+            if key == OWNER_KEY:
+                engine.owner.doubt()
+
+        store.on_get = lost
+        assert await engine.owner.check() is Ownership.UNKNOWN
+        store.on_get = None
+        assert await engine.owner.check() is Ownership.CONFIRMED
+
+
+async def test_a_doubt_ends_no_pause(database: Database, store: ListingStore) -> None:
+    async with engine_on(database, store) as engine:
+        store.blobs[OWNER_KEY] = Mark(log_id=OTHER_LOG, position=0, hash="").dump()
+        assert await engine.owner.check() is Ownership.PAUSED
+        engine.owner.doubt()
+        assert (engine.owner.state, OTHER_LOG in engine.owner.reason) == (Ownership.PAUSED, True)
+
+
+async def test_the_mark_is_read_anew_when_the_connection_was_lost(
+    database: Database, store: ListingStore
+) -> None:
+    """Another server may have taken the database's place; the next comparison is far away."""
+    async with engine_on(database, store, watch=True) as engine:
+        later = Mark(log_id=engine.log_id, position=1_000, hash="")
+        store.blobs[OWNER_KEY] = later.dump()
+        await end_instance_sessions(database)
+        await until(lambda: is_in(engine, Ownership.PAUSED))
+        assert "newest events are lost" in engine.owner.reason
+        assert mark_of(store) == later
+
+
+async def test_what_fell_due_in_doubt_is_reaped_when_the_mark_agrees(
+    database: Database, store: ListingStore
+) -> None:
+    async with engine_on(database, store, watch=True) as engine:
+        lease = await granted(engine, ttl_seconds=0.2)
+        await end_instance_sessions(database)
+        await until_reclaimed(engine, lease)
+        assert engine.owner.state is Ownership.CONFIRMED
+
+
+async def is_in(engine: LeaseEngine, state: Ownership) -> bool:
+    return engine.owner.state is state
 
 
 async def test_a_store_that_is_out_at_the_start_is_asked_again(
