@@ -208,11 +208,17 @@ class OpenBlob:
         self.size_bytes = file.size_bytes
         self.etag = file.etag
 
-    async def read(self, start: int, stop: int) -> bytes:
-        """The bytes of `[start, stop)`."""
+    async def read(self, start: int, stop: int) -> bytes | memoryview:
+        """The bytes of `[start, stop)`.
+
+        What the system holds in memory is copied at once: a change of threads costs more than that,
+        and a pack that many ask for was read a moment ago.
+        """
+        if (held := self._file.read_held(start, stop)) is not None:
+            return held
         return await self._threads.run(_translated(partial(self._file.read, start, stop)))
 
-    async def chunks(self, start: int, stop: int) -> AsyncIterator[bytes]:
+    async def chunks(self, start: int, stop: int) -> AsyncIterator[bytes | memoryview]:
         """The bytes of `[start, stop)`, in pieces.
 
         Errors: StoreUnavailable, also when the file became shorter meanwhile.

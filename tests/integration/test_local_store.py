@@ -18,7 +18,7 @@ import pytest
 
 from gateway.storage.folder import LEFTOVER_IDLE_SECONDS
 from gateway.storage.keys import InvalidKey
-from gateway.storage.local import LocalStore
+from gateway.storage.local import SERVED_BLOCK_BYTES, LocalStore
 from leases.errors import BlobMissing, Corrupt, InvalidRequest, StoreUnavailable
 from leases.ports import DeleteOutcome
 
@@ -57,13 +57,25 @@ def move(source: Path, target: Path) -> None:
     source.rename(target)
 
 
+def drop_from_memory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def truncate(path: Path, size_bytes: int) -> None:
+    os.truncate(path, size_bytes)
+
+
 def child(code: str, *arguments: object) -> subprocess.Popen[str]:
     """A process that runs this code with a store's usual imports."""
     head = """
         import asyncio, sys
         from datetime import UTC, datetime
         from pathlib import Path
-        from gateway.storage.local import LocalStore
+        from gateway.storage.local import SERVED_BLOCK_BYTES, LocalStore
         def new_store(root):
             clock = lambda: datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
             return LocalStore(Path(root), public_url="http://gateway.example", clock=clock)
@@ -422,6 +434,35 @@ class TestReading:
             await blob.close()
         with pytest.raises(BlobMissing):
             await store.open_blob(KEY)
+
+    @pytest.mark.parametrize("held", [True, False], ids=["held", "not-held"])
+    async def test_it_is_the_same_whether_the_system_holds_it_or_not(
+        self, store: LocalStore, root: Path, held: bool
+    ) -> None:
+        """Where the system drops what it holds (not on every file system), a thread reads it."""
+        content = os.urandom(3 * SERVED_BLOCK_BYTES + 1)
+        await store.put(KEY, content)
+        if not held:
+            drop_from_memory(root / KEY)
+        blob = await store.open_blob(KEY)
+        try:
+            chunks = [bytes(chunk) async for chunk in blob.chunks(1, len(content))]
+        finally:
+            await blob.close()
+        assert b"".join(chunks) == content[1:]
+        assert max(map(len, chunks)) == SERVED_BLOCK_BYTES
+
+    async def test_a_blob_that_became_shorter_is_a_failure(
+        self, store: LocalStore, root: Path
+    ) -> None:
+        await store.put(KEY, b"0123456789")
+        blob = await store.open_blob(KEY)
+        truncate(root / KEY, 4)
+        try:
+            with pytest.raises(StoreUnavailable):
+                _ = [chunk async for chunk in blob.chunks(0, 10)]
+        finally:
+            await blob.close()
 
     async def test_a_replaced_blob_has_another_etag(self, store: LocalStore) -> None:
         etags = set()
