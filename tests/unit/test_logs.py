@@ -35,8 +35,10 @@ def lines(form: Literal["json", "console"], write: Any) -> str:
         (f"Authorization: Bearer {TOKEN}", "Bearer"),
         (f"the token {TOKEN} was used", "was used"),
         ("postgresql+asyncpg://me:5ec7e7@db/x", "postgresql+asyncpg://me:"),
+        ("BASIC\t5ec7e7", "BASIC"),
+        ("sig=5ec7e7", "sig="),
     ],
-    ids=["sigv4", "local", "bearer", "token", "password"],
+    ids=["sigv4", "local", "bearer", "token", "password", "basic", "parameter"],
 )
 def test_a_text_loses_its_secret_and_nothing_else(text: str, kept: str) -> None:
     shown = redact_text(text)
