@@ -64,6 +64,8 @@ class Service:
         self.database = Database(
             make_engine(settings.database_url, settings), observer=self.metrics
         )
+        # For the small reads that every request begins with.
+        self.reads = self.database.held()
         # The engine is made from the store, so its clock is asked for when it is needed.
         self.store = make_store(settings, clock=lambda: self.engine.database_clock.now())  # noqa: PLW0108
         timed = TimedStore(self.store, self.metrics, monotonic=self.clock.monotonic)
@@ -82,8 +84,8 @@ class Service:
         )
         self.availability = Availability(self.engine, observer=self.metrics)
         served = watched(timed, self.availability)
-        self.tokens = Tokens(self.database)
-        self.repos = Repos(self.database, self.engine.log)
+        self.tokens = Tokens(self.database, reads=self.reads)
+        self.repos = Repos(self.database, self.engine.log, reads=self.reads)
         self.listing = LeaseListing(self.database)
         self.segments = SegmentWriter(self.database, served, steps, admission=self.availability)
         self.uploads = Uploads(
@@ -105,6 +107,7 @@ class Service:
             self.engine,
             settings.pack,
             availability=self.availability,
+            reads=self.reads,
             steps=steps,
             observer=self.metrics,
         )
@@ -115,6 +118,7 @@ class Service:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as opening:
             opening.push_async_callback(self.database.close)
+            opening.push_async_callback(self.reads.close)
             await check_migrated(self.database)
             await opening.enter_async_context(self.store)
             await opening.enter_async_context(self.engine)

@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.util import greenlet_spawn
 
 from leases.errors import DatabaseRefused, DatabaseUnavailable
 from leases.observe import NOBODY, Observer
@@ -30,6 +31,7 @@ _SESSION_SETTINGS = (
 )
 # A statement of ours takes milliseconds; a database silent for this long counts as gone.
 STATEMENT_SECONDS_MAX = 30.0
+TURN_SECONDS_MAX = 10.0
 
 # A host that dies says nothing, and who waits for its answer would wait for ever. The first limits
 # are for a host that took what was sent, the other is for one that does not even do that.
@@ -136,7 +138,7 @@ class Database:
         return self._like(Database)
 
     def held(self) -> Database:
-        """A connection that is kept from statement to statement, for one user at a time."""
+        """A connection that is kept from statement to statement; its users take turns."""
         return self._like(HeldDatabase)
 
     def _like(self, kind: type[Database]) -> Database:
@@ -154,21 +156,23 @@ class Database:
     async def driver(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
         """The bare asyncpg connection, autocommit; a broken one does not go back to the pool."""
         try:
-            async with self.engine.connect() as connection:
-                raw = await connection.get_raw_connection()
-                driver = raw.driver_connection
-                assert driver is not None
-                try:
-                    yield driver
-                except BaseException as error:
-                    if isinstance(error, TimeoutError):
-                        # Silent for so long: it would be as silent to whoever had it next.
-                        driver.terminate()
-                    # An interrupted statement leaves the session in an unknown state.
-                    lost = driver.is_closed() or isinstance(error, asyncpg.InternalClientError)
-                    if lost or driver.is_in_transaction():
-                        await connection.invalidate()
-                    raise
+            # Not `engine.connect()`: an AsyncConnection runs a task to give its connection back.
+            lent = await self.engine.raw_connection()
+            driver = lent.driver_connection
+            assert driver is not None
+            try:
+                yield driver
+            except BaseException as error:
+                if isinstance(error, TimeoutError):
+                    # Silent for so long: it would be as silent to whoever had it next.
+                    driver.terminate()
+                # An interrupted statement leaves the session in an unknown state.
+                lost = driver.is_closed() or isinstance(error, asyncpg.InternalClientError)
+                if lost or driver.is_in_transaction():
+                    await greenlet_spawn(lent.invalidate)
+                raise
+            finally:
+                await greenlet_spawn(lent.close)
         except Exception as error:
             if (failure := translate(error)) is not None:
                 raise failure from error
@@ -207,14 +211,15 @@ class Database:
 class HeldDatabase(Database):
     """One connection, given back only when it fails; one statement at a time.
 
-    Taking a connection from the pool and giving it back costs as much as a small statement
-    (`make bench ARGS=appends`).
+    Taking a connection from the pool and giving it back costs more than a small statement
+    (`make bench ARGS=appends`). Who has to wait for the others waits no longer than for a pool.
     """
 
     def __init__(self, engine: AsyncEngine, **options: Any) -> None:
         super().__init__(engine, **options)
         self._driver: asyncpg.Connection[asyncpg.Record] | None = None
         self._holding = AsyncExitStack()
+        self._turn = asyncio.Lock()
 
     async def close(self) -> None:
         await self._holding.aclose()
@@ -222,6 +227,7 @@ class HeldDatabase(Database):
 
     @asynccontextmanager
     async def driver(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+        await self._take_turn()
         try:
             if self._driver is None or self._driver.is_closed():
                 await self._holding.aclose()
@@ -232,3 +238,12 @@ class HeldDatabase(Database):
             # The pool decides what becomes of the connection, and says what the error means.
             await self._holding.__aexit__(*sys.exc_info())
             raise
+        finally:
+            self._turn.release()
+
+    async def _take_turn(self) -> None:
+        try:
+            async with asyncio.timeout(TURN_SECONDS_MAX):
+                await self._turn.acquire()
+        except TimeoutError as error:
+            raise DatabaseUnavailable(cause=type(error).__name__) from error

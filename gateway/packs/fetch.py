@@ -10,7 +10,7 @@ that the caller lends (`open_reader`); no connection is held while waiting or bu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +26,7 @@ from gateway.packs.doorkeeper import Doorkeeper
 from gateway.packs.inline import InlinePack, inline_nothing, inline_of, read_back
 from gateway.packs.joined import Joined
 from gateway.packs.kept_bytes import KeptBytes
-from gateway.packs.lacking import Lacking, Question, check_wanted, find_lacking
+from gateway.packs.lacking import Lacking, Question, bare_ids, check_wanted, find_lacking
 from gateway.packs.object_urls import ObjectUrls
 from gateway.packs.objects import ObjectReader
 from gateway.packs.observe import NOBODY, PackObserver, SlotAnswer
@@ -42,6 +42,7 @@ from gateway.packs.url_life import checked_ttl, seconds_left, url_seconds
 from gateway.storage.availability import Availability, Need
 from gateway.storage.watched import watched
 from gateway.wire.ids import IdForm
+from leases.database import Database
 from leases.engine import LeaseEngine
 from leases.errors import BlobMissing, Failure, OverQuota, QuotaReached
 from leases.lessor import Caller
@@ -80,6 +81,7 @@ class PackService:
         policy: PackPolicy | None = None,
         *,
         availability: Availability | None = None,
+        reads: Database | None = None,
         steps: Steps = no_steps,
         observer: PackObserver = NOBODY,
     ) -> None:
@@ -87,6 +89,7 @@ class PackService:
         if problems := self.policy.problems():
             raise ValueError("; ".join(problems))
         self._engine = engine
+        self._reads = reads
         self._step = steps
         self._observer = observer
         self.budget = SpoolBudget(self.policy.spool_bytes_max)
@@ -106,7 +109,7 @@ class PackService:
     async def __aenter__(self) -> Self:
         engine = self._engine
         self._tasks = await asyncio.TaskGroup().__aenter__()
-        self._slots = Slots(engine.database, engine.instance, self.policy)
+        self._slots = Slots(engine.database, engine.instance, self.policy, reads=self._reads)
         deposits = Deposits(engine, self._builder, store=self._store, steps=self._step)
         self.sharing = PackSharing(
             engine,
@@ -146,6 +149,7 @@ class PackService:
         *,
         want: Iterable[str],
         have: Iterable[str],
+        seen: Collection[str] = (),
         ttl_seconds: float | None = None,
         ttl_min_seconds: float = 0.0,
         share: bool = True,
@@ -154,6 +158,9 @@ class PackService:
         caller: Caller,
     ) -> FetchAnswer:
         """A pack of exactly what the client lacks, behind a URL that lives `ttl_seconds`.
+
+        `seen` are heads (bare ids) that the repo was just seen to have: who wants no others is not
+        looked up again.
 
         Effects: stores a pack under a lease, or renews the lease of one that is shared.
         Errors:  UnknownCommit, InvalidTtl, IncompleteRepo; TooLarge for an inline answer;
@@ -164,6 +171,7 @@ class PackService:
         wish = await self._wish(
             open_reader,
             question,
+            seen=seen,
             encoding=encoding,
             snapshots=snapshots,
             ttl_seconds=ttl_seconds,
@@ -184,6 +192,7 @@ class PackService:
         *,
         want: Iterable[str],
         have: Iterable[str],
+        seen: Collection[str] = (),
         pairs: Mapping[str, Any],
         share: bool = True,
         snapshots: Snapshots = "whole",
@@ -200,7 +209,7 @@ class PackService:
         """
         question = Question(repo_id=repo_id, want=list(want), have=list(have))
         wish = await self._wish(
-            open_reader, question, snapshots=snapshots, inline=True, caller=caller
+            open_reader, question, seen=seen, snapshots=snapshots, inline=True, caller=caller
         )
         if wish.known_lacking is not None and not wish.known_lacking.commits:
             return inline_nothing(pairs, snapshots)
@@ -221,6 +230,7 @@ class PackService:
         open_reader: OpenReader,
         question: Question,
         *,
+        seen: Collection[str],
         encoding: Encoding = "raw",
         snapshots: Snapshots = "whole",
         inline: bool = False,
@@ -234,7 +244,7 @@ class PackService:
             lacking = await self._lacking(open_reader, question)
             key = lacking.cache_key(encoding=encoding, snapshots=snapshots, form=form)
             self._clone_keys.keep(key, question, encoding=encoding, snapshots=snapshots, form=form)
-        else:
+        elif not set(bare_ids(question.want)) <= set(seen):
             async with open_reader() as reader:
                 await check_wanted(reader, question)
         return Wish(

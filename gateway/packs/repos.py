@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,7 +23,11 @@ from leases.log import EventLog, NewEvent
 
 Visibility = Literal["public", "private"]
 
-_COLUMNS = "repo_id, owner, slug, visibility, domain, default_branch, created_at, pushed_at"
+_FIELDS = (
+    *("repo_id", "owner", "slug", "visibility", "domain"),
+    *("default_branch", "created_at", "pushed_at"),
+)
+_COLUMNS = ", ".join(_FIELDS)
 _BY_NAME = f"""
 SELECT {_COLUMNS} FROM repos WHERE owner = $1 AND slug = $2 AND deleted_at IS NULL"""  # noqa: S608  constants
 _BY_ID = f"SELECT {_COLUMNS} FROM repos WHERE repo_id = $1 AND deleted_at IS NULL"  # noqa: S608  constants
@@ -41,6 +46,15 @@ SELECT repo_id FROM repos WHERE repo_id = :repo_id AND deleted_at IS NULL FOR KE
 _HEADS = """
 SELECT name, head_commit_id FROM branches
  WHERE repo_id = $1 AND head_commit_id <> '' ORDER BY name"""
+# One statement where there were two: every clone asks for both, twice.
+_WITH_HEADS = f"""
+SELECT {_COLUMNS}, heads.names, heads.ids
+  FROM repos CROSS JOIN LATERAL (
+         SELECT array_agg(name ORDER BY name) AS names,
+                array_agg(head_commit_id ORDER BY name) AS ids
+           FROM branches
+          WHERE branches.repo_id = repos.repo_id AND head_commit_id <> '') AS heads
+ WHERE owner = $1 AND slug = $2 AND deleted_at IS NULL"""  # noqa: S608  constants
 
 _USED = "SELECT stream FROM event_streams WHERE stream = ANY ($1::text[])"
 _IDS_AT_ONCE = 16
@@ -66,6 +80,13 @@ class Repo:
     default_branch: str
     created_at: datetime
     pushed_at: datetime | None
+
+
+class RepoHeads(NamedTuple):
+    """A repo, and where its branches stand: bare ids by name, no branch without a head."""
+
+    repo: Repo
+    heads: Mapping[str, str]
 
 
 def repo_stream(repo_id: str) -> str:
@@ -108,7 +129,16 @@ async def branch_heads(database: Database, repo_id: str) -> dict[str, str]:
     return {row["name"]: row["head_commit_id"] for row in rows}
 
 
-def default_branch(repo: Repo, heads: dict[str, str]) -> str:
+async def find_heads(database: Database, *, owner: str, slug: str) -> RepoHeads | None:
+    """The repo of that name with its heads; None for unknown and for deleted ones."""
+    row = await database.fetchrow(_WITH_HEADS, owner, slug)
+    if row is None:
+        return None
+    heads = dict(zip(row["names"] or (), row["ids"] or (), strict=True))
+    return RepoHeads(Repo(**{name: row[name] for name in _FIELDS}), heads)
+
+
+def default_branch(repo: Repo, heads: Mapping[str, str]) -> str:
     """The repo's default branch, or its first one where that has no head."""
     if repo.default_branch in heads or not heads:
         return repo.default_branch
@@ -125,11 +155,12 @@ async def list_repos(
 class Repos:
     """Makes and deletes repos; each making and each deletion is an event."""
 
-    def __init__(self, database: Database, log: EventLog) -> None:
+    def __init__(self, database: Database, log: EventLog, *, reads: Database | None = None) -> None:
         self._database = database
+        self._reads = reads or database
         self._log = log
         self._found = Joined[Repo | None]()
-        self._heads = Joined[dict[str, str]]()
+        self._heads = Joined[RepoHeads | None]()
 
     async def find(self, *, owner: str, slug: str) -> Repo | None:
         """The repo of that name; None for unknown and for deleted ones, and for no name at all."""
@@ -137,17 +168,19 @@ class Repos:
             return None
 
         async def find() -> Repo | None:
-            return await find_repo(self._database, owner=owner, slug=slug)
+            return await find_repo(self._reads, owner=owner, slug=slug)
 
         return await self._found.ask((owner, slug), find)
 
-    async def heads(self, repo_id: str) -> dict[str, str]:
-        """As `branch_heads`; the map is others' as well."""
+    async def find_heads(self, *, owner: str, slug: str) -> RepoHeads | None:
+        """As `find`, with the repo's heads; the map is others' as well."""
+        if not (is_owner_name(owner) and is_repo_name(slug)):
+            return None
 
-        async def read() -> dict[str, str]:
-            return await branch_heads(self._database, repo_id)
+        async def find() -> RepoHeads | None:
+            return await find_heads(self._reads, owner=owner, slug=slug)
 
-        return await self._heads.ask(repo_id, read)
+        return await self._heads.ask((owner, slug), find)
 
     async def find_by_id(self, repo_id: str) -> Repo | None:
         """The repo with that id; None for unknown and for deleted ones."""

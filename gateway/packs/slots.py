@@ -85,8 +85,16 @@ class Watch:
 class Slots:
     """The slots of all replicas. `listen()` once, before anybody waits."""
 
-    def __init__(self, database: Database, instance: Instance, policy: PackPolicy) -> None:
+    def __init__(
+        self,
+        database: Database,
+        instance: Instance,
+        policy: PackPolicy,
+        *,
+        reads: Database | None = None,
+    ) -> None:
         self._database = database
+        self._reads = reads or database
         self._instance = instance
         self._limit = timedelta(seconds=policy.slot_limit_seconds)
         self._watches: dict[str, list[Watch]] = {}
@@ -108,7 +116,7 @@ class Slots:
 
     async def look(self, cache_key: str) -> Slot | None:
         """The slot as it stands."""
-        row = await self._database.fetchrow(_LOOK, cache_key)
+        row = await self._reads.fetchrow(_LOOK, cache_key)
         if row is None:
             return None
         return Slot(

@@ -8,7 +8,14 @@ from starlette.requests import Request
 
 from gateway.auth import Principal, Scope, Tokens, check_push, check_read
 from gateway.errors import RepoMissing
-from gateway.packs.repos import Repo, Repos, Visibility, is_owner_name, is_repo_name
+from gateway.packs.repos import (
+    Repo,
+    RepoHeads,
+    Repos,
+    Visibility,
+    is_owner_name,
+    is_repo_name,
+)
 from gateway.wire.body import decode
 from gateway.wire.limits import WireLimits
 from gateway.wire.render import body_format
@@ -39,15 +46,30 @@ class Access:
         assert repo is not None
         return principal, repo
 
+    async def readable_heads(self, request: Request) -> tuple[Principal, RepoHeads]:
+        """As `readable`, with the repo's heads."""
+        principal, found, full_name = await self._found_heads(request)
+        check_read(principal, found.repo if found else None, full_name)
+        assert found is not None
+        return principal, found
+
     async def readable_or_new(self, request: Request) -> Repo | None:
         """The repo, which the caller may read; None for one that is not there and that a push of
         this caller will make.
         """
         principal, repo, full_name = await self._found(request)
-        if repo is None and self._create_on_push and principal.has(Scope.PUSH, full_name):
+        if repo is None and self._may_make(principal, full_name):
             return None
         check_read(principal, repo, full_name)
         return repo
+
+    async def readable_heads_or_new(self, request: Request) -> RepoHeads | None:
+        """As `readable_or_new`, with the repo's heads."""
+        principal, found, full_name = await self._found_heads(request)
+        if found is None and self._may_make(principal, full_name):
+            return None
+        check_read(principal, found.repo if found else None, full_name)
+        return found
 
     async def new_id(self, request: Request) -> str:
         """The id that the repo of this address will have when it is made."""
@@ -91,6 +113,16 @@ class Access:
         principal = await self.principal(request)
         owner, slug = _names(request)
         return principal, await self._repos.find(owner=owner, slug=slug), f"{owner}/{slug}"
+
+    async def _found_heads(self, request: Request) -> tuple[Principal, RepoHeads | None, str]:
+        """As `_found`, with the repo's heads."""
+        principal = await self.principal(request)
+        owner, slug = _names(request)
+        return principal, await self._repos.find_heads(owner=owner, slug=slug), f"{owner}/{slug}"
+
+    def _may_make(self, principal: Principal, full_name: str) -> bool:
+        """Whether a push of this caller makes the repo."""
+        return self._create_on_push and principal.has(Scope.PUSH, full_name)
 
 
 def caller_of(request: Request, principal: Principal) -> Caller:

@@ -7,7 +7,7 @@ takes a URL-only answer for an empty repo, so `/fetch` answers the pack itself.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.packs.fetch import FetchAnswer
 from gateway.packs.inline import InlinePack
 from gateway.packs.negotiate import negotiate
-from gateway.packs.repos import Repo
+from gateway.packs.repos import RepoHeads
 from gateway.packs.transaction import reading
 from gateway.routes.access import Access, body_of, caller_of
 from gateway.service import Service
@@ -30,24 +30,24 @@ from gateway.wire.render import MSGPACK, render, wanted_format
 from leases.errors import InvalidRequest
 from leases.lessor import Caller
 
+_ANSWER_FIELDS = tuple(field.name for field in fields(FetchAnswer))
+
 
 def fetch_routes(access: Access, service: Service) -> list[Route]:
     """The routes that answer packs."""
 
-    async def answer(request: Request, type_: type[FetchRequest]) -> Response:
-        principal, repo = await access.readable(request)
+    async def fetched(request: Request, type_: type[FetchRequest]) -> Response:
+        principal, found = await access.readable_heads(request)
         wish = await body_of(request, type_, service.settings.wire)
         caller = caller_of(request, principal)
-        heads = await _heads(service, repo, wish)
-        if wish.delivery == "inline":
-            return await _inline(request, service, repo, wish=wish, heads=heads, caller=caller)
-        return await _behind_url(request, service, repo, wish=wish, heads=heads, caller=caller)
+        answer = _inline if wish.delivery == "inline" else _behind_url
+        return await answer(request, service, found, wish=wish, caller=caller)
 
     async def fetch(request: Request) -> Response:
-        return await answer(request, FetchRequest)
+        return await fetched(request, FetchRequest)
 
     async def fetch_mpack(request: Request) -> Response:
-        return await answer(request, FetchMpackRequest)
+        return await fetched(request, FetchMpackRequest)
 
     async def negotiation(request: Request) -> Response:
         _principal, repo = await access.readable(request)
@@ -77,27 +77,26 @@ def fetch_routes(access: Access, service: Service) -> list[Route]:
     ]
 
 
-async def _heads(service: Service, repo: Repo, wish: FetchRequest) -> dict[str, str]:
+def _heads(found: RepoHeads, wish: FetchRequest) -> dict[str, str]:
     """The heads in the form in which the request writes ids."""
     form = IdForm.of_first(wish.want)
-    heads = await service.repos.heads(repo.repo_id)
-    return {name: form.write(commit_id) for name, commit_id in heads.items()}
+    return {name: form.write(commit_id) for name, commit_id in found.heads.items()}
 
 
 async def _behind_url(
     request: Request,
     service: Service,
-    repo: Repo,
+    found: RepoHeads,
     *,
     wish: FetchRequest,
-    heads: dict[str, str],
     caller: Caller,
 ) -> Response:
-    found = await service.packs.fetch_mpack(
+    fetched = await service.packs.fetch_mpack(
         partial(reading, service.database),
-        repo.repo_id,
+        found.repo.repo_id,
         want=wish.want,
         have=wish.have,
+        seen=frozenset(found.heads.values()),
         ttl_seconds=wish.ttl_seconds,
         ttl_min_seconds=service.settings.lease.ttl_min_http_seconds,
         share=wish.share,
@@ -105,34 +104,35 @@ async def _behind_url(
         snapshots=wish.snapshots,
         caller=caller,
     )
-    return render(request, _told(found) | {"branch_heads": heads})
+    return render(request, _told(fetched) | {"branch_heads": _heads(found, wish)})
 
 
-def _told(found: FetchAnswer) -> dict[str, Any]:
+def _told(fetched: FetchAnswer) -> dict[str, Any]:
     """The answer's map; the pack's bytes only where the store has no URLs."""
-    told = asdict(found)
-    if found.mpack is None:
+    # Not `asdict`, which copies every value as deeply as it can.
+    told = {name: getattr(fetched, name) for name in _ANSWER_FIELDS}
+    if fetched.mpack is None:
         del told["mpack"]
-    return told
+    return told | {"counts": asdict(fetched.counts)}
 
 
 async def _inline(
     request: Request,
     service: Service,
-    repo: Repo,
+    found: RepoHeads,
     *,
     wish: FetchRequest,
-    heads: dict[str, str],
     caller: Caller,
 ) -> Response:
     if wish.encoding != "raw":
         raise InvalidRequest("A pack in the answer itself is never compressed; ask for a URL.")
     pack = await service.packs.fetch_inline(
         partial(reading, service.database),
-        repo.repo_id,
+        found.repo.repo_id,
         want=wish.want,
         have=wish.have,
-        pairs={"branch_heads": heads},
+        seen=frozenset(found.heads.values()),
+        pairs={"branch_heads": _heads(found, wish)},
         share=wish.share,
         snapshots=wish.snapshots,
         caller=caller,

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from gateway.off_loop import off_loop
 from gateway.packs.known import known_objects
-from gateway.packs.repos import DEFAULT_BRANCH, DOMAIN, branch_heads, default_branch
+from gateway.packs.repos import DEFAULT_BRANCH, DOMAIN, default_branch
 from gateway.packs.transaction import reading
 from gateway.routes.access import Access, body_of
 from gateway.wire.ids import bare_all
@@ -26,12 +26,12 @@ def refs_routes(access: Access, database: Database, limits: WireLimits) -> list[
     """The routes that tell what is in a repo."""
 
     async def refs(request: Request) -> Response:
-        repo = await access.readable_or_new(request)
-        if repo is None:  # As a repo that was made and never pushed to.
+        found = await access.readable_heads_or_new(request)
+        if found is None:  # As a repo that was made and never pushed to.
             repo_id = await access.new_id(request)
             nothing = {"domain": DOMAIN, "default_branch": DEFAULT_BRANCH, "branch_heads": {}}
             return render(request, {"repo_id": repo_id, **nothing})
-        heads = await branch_heads(database, repo.repo_id)
+        repo, heads = found
         answer = {
             "repo_id": repo.repo_id,
             "domain": repo.domain,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -24,3 +26,26 @@ async def test_the_pool_of_ours_reads_the_same_database(
     row = await database.fetchrow("SELECT current_database() AS name")
     assert row is not None
     assert row["name"] == name
+
+
+async def test_users_of_a_held_connection_take_turns(database: Database) -> None:
+    held = database.held()
+    asked = (held.fetchrow("SELECT pg_backend_pid() AS pid") for _ in range(20))
+    rows = await asyncio.gather(*asked)
+    assert len({row["pid"] for row in rows if row is not None}) == 1
+    await held.close()
+
+
+async def test_who_hangs_up_on_a_held_connection_spoils_nobody_elses_turn(
+    database: Database,
+) -> None:
+    held = database.held()
+    await held.fetch("SELECT 1")  # The driver leaves a socket behind that is not yet connected.
+    endless = asyncio.ensure_future(held.fetch("SELECT pg_sleep(3600)"))
+    waiting = [asyncio.ensure_future(held.fetch("SELECT 1")) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    endless.cancel()
+    await asyncio.wait([endless, waiting[0]])
+    assert [len(await one) for one in waiting[1:]] == [1, 1]
+    await held.close()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.errors import BuildFailed, BuildsBusy, IncompleteRepo, SpoolFull
+from gateway.errors import BuildFailed, BuildsBusy, IncompleteRepo, SpoolFull, UnknownCommit
 from gateway.packs.transaction import Reader, reading
 from leases.errors import StoreUnavailable
 from leases.lessor import Caller
@@ -259,6 +259,33 @@ async def test_a_crowd_walks_the_history_at_most_twice(
         assert len({one.result().mpack_id for one in answers}) == 1
         planning = 1
         assert walks <= planning + (2 if have else 1)
+
+
+async def test_wants_that_were_just_seen_are_not_looked_up_again(bench: Bench) -> None:
+    """A clone wants the heads, which its own request has read a moment ago."""
+    history = make_history(3)
+    repo_id = await bench.pushed(history)
+    older, head = list(history.commits)[-2:]
+    lent = 0
+
+    def counted() -> AbstractAsyncContextManager[Reader]:
+        nonlocal lent
+        lent += 1
+        return reading(bench.database)
+
+    async def fetch(want: str, seen: set[str]) -> str | None:
+        nonlocal lent
+        lent = 0
+        answer = await bench.gateway.packs.fetch_mpack(
+            counted, repo_id, want=[want], have=[], seen=seen, caller=CALLER
+        )
+        return answer.mpack_id
+
+    pack_id = await fetch(head, set())
+    assert (await fetch(head, {head}), lent) == (pack_id, 0)
+    assert (await fetch(head, {older}), lent) == (pack_id, 1)
+    with pytest.raises(UnknownCommit):
+        await fetch("e" * 64, {head})
 
 
 async def test_a_replica_that_was_told_nothing_counts_by_itself(engine: AsyncEngine) -> None:

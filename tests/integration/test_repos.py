@@ -58,9 +58,24 @@ async def test_refs_show_no_branch_without_a_head(database: Database) -> None:
     heads = await branch_heads(database, repo.repo_id)
     assert await gate.repos.find_by_id(repo.repo_id) == repo
     assert heads == {"c": "1" * 64, "d": "1" * 64}
+    found = await gate.repos.find_heads(owner="ada", slug="demo")
+    assert found is not None
+    assert (found.repo, list(found.heads.items())) == (repo, list(heads.items()))
     assert default_branch(repo, heads) == "c", "main has no head here"
     assert default_branch(repo, {**heads, "main": "2" * 64}) == "main"
     assert default_branch(repo, {}) == "main"
+
+
+async def test_a_repo_without_branches_has_no_heads_and_an_absent_one_is_none(
+    database: Database,
+) -> None:
+    gate = gate_on(database)
+    repo = await gate.repo()
+    assert await gate.repos.find_heads(owner="ada", slug="demo") == (repo, {})
+    assert await gate.repos.find_heads(owner="ada", slug="other") is None
+    assert await gate.repos.find_heads(owner="-", slug="demo") is None
+    await database.execute("UPDATE repos SET deleted_at = now()")
+    assert await gate.repos.find_heads(owner="ada", slug="demo") is None
 
 
 @pytest.mark.parametrize("owner", ["v1", "blobs", "V1"])
