@@ -7,6 +7,9 @@ leases made are counted; memory is that of the three processes together.
 
 The control, in the same run: as many callers on as many new connections, asking the same replicas
 for nothing (`/livez`).
+
+The callers share the processors with the replicas, so they are lean (raw_http.py): their requests
+are made beforehand, and their answers read when the last one is here.
 """
 
 from __future__ import annotations
@@ -23,12 +26,14 @@ import msgpack
 from benchmarks.fetch import prepare
 from benchmarks.figures import Benchmark, Figure, Run
 from benchmarks.place import Home, Place, forget_packs
+from benchmarks.raw_http import ask, request_bytes
 from benchmarks.served import ServedGateway, admin_token
 from benchmarks.usage import forget_memory_peak, memory_bytes, memory_bytes_peak
 
 _REPLICAS = 3
 _CALLERS, _CALLERS_QUICK = 64, 6
 _START_SECONDS_MAX = 30.0
+_SECONDS_MAX = 60.0
 _MIB = 1 << 20
 _RESERVED = "SELECT count(*) FROM events WHERE type = 'lease.reserved'"
 
@@ -41,22 +46,19 @@ async def _reserved(home: Home) -> int:
         await connection.close()
 
 
-async def _fetch(http: httpx2.AsyncClient, replica: ServedGateway, body: bytes) -> dict[str, Any]:
-    answer = await http.post(f"{replica.url}/bench/times-1/fetch/mpack", content=body)
-    assert answer.status_code == 200, answer.text[:200]
-    told: dict[str, Any] = msgpack.unpackb(answer.content)
-    return told
+def _fetch(wish: dict[str, Any]) -> bytes:
+    return request_bytes("POST", "/bench/times-1/fetch/mpack", msgpack.packb(wish))
 
 
-async def _asked_for_nothing(replicas: list[ServedGateway], callers: int) -> float:
-    """Seconds until so many callers at once have an answer that costs the replicas nothing."""
-    limits = httpx2.Limits(max_connections=callers)
-    async with httpx2.AsyncClient(timeout=60, trust_env=False, limits=limits) as http:
-        began = time.perf_counter()
-        await asyncio.gather(
-            *(http.get(f"{replicas[at % _REPLICAS].url}/livez") for at in range(callers))
-        )
-        return time.perf_counter() - began
+async def _asked_at_once(
+    replicas: list[ServedGateway], request: bytes, callers: int
+) -> tuple[float, list[bytes]]:
+    """Seconds until so many callers at once have an answer, and the answers."""
+    ports = [replicas[at % _REPLICAS].port for at in range(callers)]
+    began = time.perf_counter()
+    async with asyncio.timeout(_SECONDS_MAX):
+        answers = await asyncio.gather(*(ask(port, request) for port in ports))
+    return time.perf_counter() - began, answers
 
 
 async def _run(place: Place) -> Run:
@@ -64,45 +66,39 @@ async def _run(place: Place) -> Run:
     callers = _CALLERS_QUICK if place.quick else _CALLERS
     token = await place.apart(admin_token, home)
     wish = {"want": [pushed[1][-1]], "have": []}
-    alone = msgpack.packb(wish | {"share": False})
-    shared = msgpack.packb(wish | {"ttl_seconds": 600})
+    alone, shared = _fetch(wish | {"share": False}), _fetch(wish | {"ttl_seconds": 600})
     await forget_packs(home)
     replicas = [
         ServedGateway.start(home, token=token, name=f"serve-{number}")
         for number in range(_REPLICAS)
     ]
     pids = [replica.process.pid for replica in replicas]
-    limits = httpx2.Limits(max_connections=callers)
     try:
-        async with httpx2.AsyncClient(timeout=60, trust_env=False, limits=limits) as http:
+        for replica in replicas:
+            async with httpx2.AsyncClient(base_url=replica.url, trust_env=False) as one:
+                await replica.answers(one, seconds_max=_START_SECONDS_MAX)
+        taken = []
+        for _ in range(1 if place.quick else 2):
             for replica in replicas:
-                async with httpx2.AsyncClient(base_url=replica.url, trust_env=False) as one:
-                    await replica.answers(one, seconds_max=_START_SECONDS_MAX)
-            taken = []
-            for _ in range(1 if place.quick else 2):
-                for replica in replicas:
-                    began = time.perf_counter()
-                    await _fetch(http, replica, alone)
-                    taken.append(time.perf_counter() - began)
-            control = await _asked_for_nothing(replicas, callers)
-            build = median(taken[_REPLICAS:] or taken)
-            reserved = await _reserved(home)
-            held = sum(map(memory_bytes, pids))
-            for pid in pids:
-                forget_memory_peak(pid)
-            began = time.perf_counter()
-            answers = await asyncio.gather(
-                *(_fetch(http, replicas[at % _REPLICAS], shared) for at in range(callers))
-            )
-            wall = time.perf_counter() - began
-            more = sum(map(memory_bytes_peak, pids)) - held
-            reserved = await _reserved(home) - reserved
+                began = time.perf_counter()
+                await ask(replica.port, alone)
+                taken.append(time.perf_counter() - began)
+        nothing = request_bytes("GET", "/livez")
+        control, _answers = await _asked_at_once(replicas, nothing, callers)
+        build = median(taken[_REPLICAS:] or taken)
+        reserved = await _reserved(home)
+        held = sum(map(memory_bytes, pids))
+        for pid in pids:
+            forget_memory_peak(pid)
+        wall, answers = await _asked_at_once(replicas, shared, callers)
+        more = sum(map(memory_bytes_peak, pids)) - held
+        reserved = await _reserved(home) - reserved
     finally:
         for replica in replicas:
             replica.end()
     return {
         "callers": callers,
-        "packs": len({answer["mpack_id"] for answer in answers}),
+        "packs": len({msgpack.unpackb(answer)["mpack_id"] for answer in answers}),
         "puts": reserved,
         "build_seconds": build,
         "wall_seconds": wall,
