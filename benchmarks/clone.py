@@ -8,30 +8,33 @@ history from `git http-backend` on the same machine. Both recompute every id, lo
 the heads reach is there, keep the pack in a file and check nothing out. Git also writes an index
 and syncs both files (two fsyncs); ours has its index in memory.
 
-Then 20 of each at once, and 20 at once in the client that runs already, in a thread each. The
-server's processor time is the gateway's with PostgreSQL's, and Git's own without the HTTP server in
-front of it; a client's is that of its process, and Git's of all of its processes.
+Then 20 of each at once; 20 at once in the client that runs already, in a thread each; and by such
+clients in as many processes as there are cores, as a mirror or a runner has them. The server's
+processor time is the gateway's with PostgreSQL's, and Git's own without the HTTP server in front of
+it; a client's is that of its process, and Git's of all of its processes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median
 
 import httpx2
 
-from benchmarks import git_history
+from benchmarks import cloning, git_history
 from benchmarks.cloning import clone
 from benchmarks.figures import Benchmark, Figure, Run
 from benchmarks.place import Place, forget_packs
@@ -154,22 +157,38 @@ def _at_once(scene: _Scene, client: Client, count: int) -> dict[str, float]:
     server_git, own_git = scene.cpu_git(), children_seconds(os.getpid())
     wall_git = _timed(*[scene.start_git] * count)
     server_git, own_git = scene.cpu_git() - server_git, children_seconds(os.getpid()) - own_git
+    places = [scene.place() for _ in range(count)]
     began = time.perf_counter()
     with ThreadPoolExecutor(count) as threads:
-        list(threads.map(lambda _: clone(client, scene.place()), range(count)))
+        list(threads.map(partial(clone, client), places))
     wall_running = time.perf_counter() - began
+    wall_workers = _by_workers(scene, count)
     return {
         "at_once_seconds": wall,
         "at_once_git_seconds": wall_git,
         "at_once_ratio": wall_git / wall,
         "at_once_running_seconds": wall_running,
         "at_once_running_ratio": wall_git / wall_running,
+        "at_once_workers_seconds": wall_workers,
+        "at_once_workers_ratio": wall_git / wall_workers,
         "client_cpu_ms": 1000 * own / count,
         "client_cpu_git_ms": 1000 * own_git / count,
         "server_cpu_ms": 1000 * server / count,
         "server_cpu_git_ms": 1000 * server_git / count,
         "server_cpu_ratio": server / server_git if server_git else 0,
     }
+
+
+def _by_workers(scene: _Scene, count: int) -> float:
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(
+        cores, multiprocessing.get_context("spawn"), cloning.start, (scene.ours,)
+    ) as workers:
+        list(workers.map(cloning.clone_again, [scene.place() for _ in range(count)]))
+        places = [scene.place() for _ in range(count)]
+        began = time.perf_counter()
+        list(workers.map(cloning.clone_again, places))
+        return time.perf_counter() - began
 
 
 async def _run_on(place: Place, repository: Path, *, turns: int, at_once: int) -> Run:
@@ -242,6 +261,8 @@ CLONE = Benchmark(
         "at_once_ratio": Figure(label="our throughput to Git's", unit="times", at_least=2),
         "at_once_running_seconds": Figure(label="20 at once, the client running already", unit="s"),
         "at_once_running_ratio": Figure(label="its throughput to Git's", unit="times"),
+        "at_once_workers_seconds": Figure(label="20 at once, a running client a core", unit="s"),
+        "at_once_workers_ratio": Figure(label="their throughput to Git's", unit="times"),
         "client_cpu_ms": Figure(label="a client's processor time a clone", unit="ms"),
         "client_cpu_git_ms": Figure(label="control: Git's", unit="ms"),
         "server_cpu_ms": Figure(label="the server's processor time a clone", unit="ms"),

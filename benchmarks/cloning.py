@@ -27,6 +27,21 @@ def clone(client: Client, path: str | os.PathLike[str]) -> int:
         return answer.size_bytes
 
 
+_running: list[Client] = []
+
+
+def start(url: str) -> None:
+    """Be a process with a client that runs already."""
+    from gateway.client import Client
+
+    _running.append(Client(url))
+
+
+def clone_again(path: str | os.PathLike[str]) -> int:
+    """A clone by the client that runs already."""
+    return clone(_running[0], path)
+
+
 def _main() -> None:
     # As Git does, and every program that is over in a moment: no memory is looked through or given
     # back piece by piece.
