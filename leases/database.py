@@ -58,6 +58,8 @@ _REFUSALS: tuple[type[BaseException], ...] = (
     asyncpg.exceptions.InvalidAuthorizationSpecificationError,
     asyncpg.exceptions.InvalidCatalogNameError,
     asyncpg.exceptions.InsufficientPrivilegeError,
+    # A database that takes no connections, as somebody works on it.
+    asyncpg.exceptions.ObjectNotInPrerequisiteStateError,
 )
 
 

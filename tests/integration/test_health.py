@@ -5,13 +5,16 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
+import asyncpg
 import pytest
+from sqlalchemy import make_url
 
-from gateway.routes import health
+from gateway.embedded_postgres import EmbeddedPostgres
 from gateway.service import NotMigrated, Service
 from leases.database import Database
-from leases.errors import DatabaseUnavailable, StoreUnavailable
+from leases.errors import StoreUnavailable
 from leases.owner import OWNER_KEY, Mark, Ownership
+from tests.databases import driver_url
 from tests.fakes import ShiftedClock
 from tests.integration.gateways import LiveGateway, settings_for
 
@@ -75,16 +78,26 @@ async def test_a_database_that_is_not_migrated_is_503(live_gateway: LiveGateway)
     assert (answer.status, answer.body["status"]) == (503, "unavailable")
 
 
-async def test_a_database_that_is_gone_is_503(
-    live_gateway: LiveGateway, monkeypatch: pytest.MonkeyPatch
+async def test_a_database_that_takes_nobody_is_503(
+    live_gateway: LiveGateway, database_url: str, postgres_server: EmbeddedPostgres
 ) -> None:
-    async def gone(_database: Database) -> None:
-        raise DatabaseUnavailable
-
-    monkeypatch.setattr(health, "revision_of", gone)
-    answer = await live_gateway.call("GET", "/readyz")
-    assert answer.status == 503
-    assert (await live_gateway.call("GET", "/livez")).status == 200
+    """As during its maintenance; whoever is in is put out."""
+    name = make_url(database_url).database
+    operator = await asyncpg.connect(driver_url(postgres_server.url()))
+    try:
+        await operator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        await operator.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
+        )
+        answer = await live_gateway.call("GET", "/readyz")
+        assert answer.status == 503
+        assert answer.body["checks"]["database"]["detail"] == "the database does not answer"
+        assert (await live_gateway.call("GET", "/livez")).status == 200
+        await operator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        assert (await live_gateway.call("GET", "/readyz")).status == 200
+    finally:
+        await operator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        await operator.close()
 
 
 async def test_nothing_starts_on_another_schema(
