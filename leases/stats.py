@@ -88,8 +88,10 @@ class Stats:
         leases = "1 lease is" if self.overdue == 1 else f"{self.overdue:,} leases are"
         late = f"the oldest for {self.oldest_overdue_seconds:,.0f} s"
         if not self.is_not_done:
-            stuck = f"; {self.stuck:,} stuck: `mpack-gateway lease list --state stuck`"
-            return f"{leases} overdue and being done, {late}{stuck if self.stuck else ''}."
+            notes = f"; {self.put_off:,} put off: the store did not answer" if self.put_off else ""
+            if self.stuck:
+                notes += f"; {self.stuck:,} stuck: `mpack-gateway lease list --state stuck`"
+            return f"{leases} overdue and being done, {late}{notes}."
         if self.paused:
             why = f"reaping is paused by {self.paused_by}: {self.pause_reason}"
         elif self.mark_problem:

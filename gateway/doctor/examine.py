@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from gateway.doctor.database import (
     look_at_grants,
@@ -149,10 +150,11 @@ async def _look_at_log(service: Service) -> AsyncIterator[Finding]:
 
 async def _look_at_leases(service: Service) -> AsyncIterator[Finding]:
     stats = await read_stats(service.database)
-    others = stats.replicas - 1  # This command holds a session lock, too.
+    others = max(0, stats.replicas - 1)  # This command holds a session lock, too.
+    stats = replace(stats, replicas=others)
     if stats.is_not_done:
         yield problem(
-            "leases", stats.in_words(), mend="Start a replica, or see the findings above."
+            "leases", stats.in_words(), mend="Start a replica, or see the other findings."
         )
     elif others < 1:
         yield skipped("leases", "no replica is running", "mpack-gateway serve")

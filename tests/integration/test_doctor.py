@@ -45,6 +45,8 @@ async def served(database_url: str, tmp_path: Path) -> Any:
     """Commands beside a gateway that serves: its signed URLs can be read."""
     settings = replace(settings_for(database_url, tmp_path / "data"), s3=S3Settings())
     async with serving(settings) as gateway:
+        # What it logs at its start would otherwise end among a command's captured answer.
+        await gateway.service.engine.owner.check()
         commands = Commands(database_url, tmp_path / "data")
         commands.environ = {
             "MPACK_DATABASE_URL": database_url,
@@ -75,6 +77,13 @@ def test_it_leaves_a_lease_that_has_ended_and_no_blob(commands: Commands) -> Non
     commands.run("sweep")
     assert commands.json("lease", "list", "--state", "reclaimed")["leases"]
     commands.run("audit", "verify")
+
+
+def test_what_nobody_does_is_told_with_its_reason(commands: Commands) -> None:
+    """The doctor holds a session lock as replicas do, and is none."""
+    commands.grant()
+    commands.sql("UPDATE mpack_leases SET delete_at = delete_at - interval '1 hour'")
+    assert "no replica is running" in examined(commands, exits=1)["leases"]["detail"]
 
 
 def test_for_people_each_line_is_a_check(commands: Commands) -> None:

@@ -82,6 +82,7 @@ SOME = Stats(
         (replace(SOME, replicas=2, put_off=1), "the store did not answer, and is probed"),
         (replace(SOME, paused=True, paused_by="x", pause_reason="y"), "paused by x: y"),
         (replace(SOME, claimed=1), "1 lease is overdue and being done, the oldest for 61 s."),
+        (replace(SOME, unattended=0, put_off=1), "61 s; 1 put off: the store did not answer."),
         (replace(SOME, unattended=0, stuck=1), "61 s; 1 stuck: `mpack-gateway lease list --state"),
         (replace(SOME, mark_problem="its tail is lost"), "s; reaping is paused: its tail is lost."),
         (
@@ -90,8 +91,8 @@ SOME = Stats(
         ),
     ],
     ids=[
-        *("no replica", "many", "unknown", "store out", "paused", "being done", "stuck", "lost"),
-        "idle",
+        *("no replica", "many", "unknown", "store out", "paused", "being done", "put off"),
+        *("stuck", "lost", "idle"),
     ],
 )
 def test_the_words(stats: Stats, words: str) -> None:
