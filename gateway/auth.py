@@ -196,8 +196,10 @@ class Tokens:
     ) -> IssuedToken:
         """Make a token.
 
-        Errors: InvalidRequest for no scope, an unreadable repo name, or a restricted admin.
+        Errors: InvalidRequest for no name or scope, an unreadable repo name, or a restricted admin.
         """
+        if not name.strip():
+            raise InvalidRequest("A token needs a name: whose it is.")
         if not scopes:
             raise InvalidRequest("A token needs at least one scope.")
         if repos is not None and Scope.ADMIN in scopes:

@@ -41,12 +41,12 @@ class Report:
         click.echo(f"     {text}")
 
     def table(self, rows: Iterable[tuple[str, ...]]) -> None:
-        """Lines in columns, cut at the terminal's width."""
+        """Lines in columns; a terminal that is narrower wraps them, and nothing is lost."""
         all_rows = list(rows)
         widths = [max(map(len, column)) for column in zip(*all_rows, strict=True)]
         for row in all_rows:
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            click.echo(f"     {'  '.join(cells)}"[: self._width].rstrip())
+            click.echo(f"     {'  '.join(cells)}"[:_WIDTH_MAX].rstrip())
 
 
 def _columns(what: str, figure: str, width: int) -> list[str]:

@@ -86,6 +86,7 @@ def test_a_token_is_printed_once_on_stdout(commands: Commands) -> None:
     [
         ["--scope", "push"],
         ["--name", "x"],
+        ["--name", " ", "--scope", "push"],
         ["--name", "x", "--scope", "root"],
         ["--name", "x", "--scope", "push", "--repo", "nothing"],
         ["--name", "x", "--scope", "admin", "--repo", "o/r"],
