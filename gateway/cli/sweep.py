@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from gateway.settings import Settings
     from leases.reconcile import ReconcileResult
     from leases.settlement import SweepResult
+
+_NAMED_MAX = 10  # Of the ids, for people.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,13 +183,19 @@ def _print(told: dict[str, Any], *, as_json: bool, one_line: bool) -> None:
         (print_line if one_line else print_json)(told)
         return
     if "mpack_ids" in told:
-        told["mpack_ids"] = " ".join(told["mpack_ids"]) or None
-    else:
-        told["findings"] = (
-            " ".join(f"{one['finding']}:{one['key']}" for one in told["findings"]) or None
-        )
+        told["mpack_ids"] = _some(told["mpack_ids"])
+    findings = [f"{one['finding']} {one['key']}" for one in told.pop("findings", ())]
     if one_line:
         words = (f"{name}={value}" for name, value in told.items() if value)
         click.echo(" ".join(words) or "nothing to do")
     else:
         print_pairs(told)
+    for line in findings:
+        click.echo(f"finding  {line}")
+
+
+def _some(mpack_ids: Sequence[str]) -> str | None:
+    """After an outage there are thousands, and the counts are what is looked for."""
+    if len(mpack_ids) <= _NAMED_MAX:
+        return " ".join(mpack_ids) or None
+    return f"{' '.join(mpack_ids[:_NAMED_MAX])} …; --json names more"

@@ -177,6 +177,15 @@ def test_orphans_are_told_before_they_are_touched(commands: Commands) -> None:
     commands.run("sweep", "--orphans", "--limit", "1", exits=2)
 
 
+def test_people_are_told_the_counts_and_not_a_thousand_ids(commands: Commands) -> None:
+    """After an outage the ids would push the counts off the screen."""
+    ids = {commands.grant(ended=True) for _ in range(11)}
+    told = commands.run("sweep").stdout
+    assert "reclaimed        11" in told
+    assert sum(one in told for one in ids) == 10
+    assert "--json names more" in told
+
+
 def test_watch_sweeps_until_it_is_told_to_stop(commands: Commands) -> None:
     """As a real process: Ctrl-C is a signal."""
     commands.grant(ended=True)
