@@ -24,13 +24,13 @@ from starlette.requests import HTTPConnection
 
 from gateway.errors import Forbidden, RepoMissing, Unauthorized
 from gateway.id_prefix import CANDIDATES_MAX, only_one
+from gateway.packs.repos import is_owner_name, is_repo_name
 from leases.database import Database
 from leases.errors import InvalidRequest, NotFound, Unavailable
 from leases.ids import new_mpack_id, new_token
 
 TOKEN_PREFIX = "mpk_"  # noqa: S105  lets people and scanners recognise a token
 _TOKEN = re.compile(r"mpk_[0-9a-f]{48}\Z", re.ASCII)
-_FULL_NAME = re.compile(r"[^/\s]{1,100}/[^/\s]{1,100}\Z")
 
 _FIND = """
 SELECT token_id, name, scopes, repos,
@@ -205,7 +205,8 @@ class Tokens:
         if repos is not None and Scope.ADMIN in scopes:
             raise InvalidRequest("An admin token cannot be restricted to repositories.")
         for full_name in repos or ():
-            if _FULL_NAME.match(full_name) is None:
+            owner, _slash, slug = full_name.partition("/")
+            if not (is_owner_name(owner) and is_repo_name(slug)):
                 raise InvalidRequest(f"A repository is written owner/slug, not {full_name!r}.")
         issued = IssuedToken(token_id=new_mpack_id(), secret=TOKEN_PREFIX + new_token(24))
         await self._database.execute(

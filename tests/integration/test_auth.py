@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from leases.errors import InvalidRequest
 from tests.factories import History
 from tests.integration.gateways import LiveGateway, bundle_of
 
@@ -152,3 +153,12 @@ async def test_a_restricted_token_makes_no_other_repo(live_gateway: LiveGateway)
     answer = await live_gateway.push("me/other", small_history(), token=token)
     assert answer.status == 404
     assert await live_gateway.service.repos.find(owner="me", slug="other") is None
+
+
+@pytest.mark.parametrize("name", ["o", "/r", "o/", "o/r/s", "o/r.git", "v1/r", "o/a b"])
+async def test_a_token_is_good_only_for_what_can_be_a_repo(
+    live_gateway: LiveGateway, name: str
+) -> None:
+    """Else it would be good for nothing, and nobody would say so."""
+    with pytest.raises(InvalidRequest, match="owner/slug"):
+        await live_gateway.token("push", repos=[name])
