@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import asyncpg
 
@@ -18,8 +18,8 @@ from leases.lessor import lease_stream
 
 PAGE_MAX = 1000  # Rows of a page; a page of leases is then about half a megabyte.
 PAGE_DEFAULT = 100
-STATES = ("reserved", "active", "reclaimed", "stuck", "due")
 StateFilter = Literal["reserved", "active", "reclaimed", "stuck", "due"]
+STATES: tuple[str, ...] = get_args(StateFilter)
 
 _PREFIX = re.compile(r"[0-9a-f]{1,32}\Z", re.ASCII)
 _COLUMNS = (
