@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ def serve(
     configure(log_format=settings.log_format, level=settings.log_level)
     run(_check(settings))
     server = make_server(settings, forwarded_allow_ips=forwarded_allow_ips)
+    settle_heap()
     try:
         server.run()
     except SystemExit:
@@ -49,6 +51,16 @@ def serve(
         raise SystemExit(Exit.TRY_LATER if taken else Exit.FAILED) from None
     if not server.started:
         raise SystemExit(Exit.FAILED)
+
+
+def settle_heap() -> None:
+    """Leave what is there by now, code for the most part, out of every later collection.
+
+    It lives as long as the process. Going through it stops every request for 60 to 90 ms, at a time
+    that nobody chooses, and frees nothing.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 async def _check(settings: Settings) -> None:
