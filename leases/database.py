@@ -25,7 +25,7 @@ from sqlalchemy.util import greenlet_spawn
 from leases.errors import DatabaseRefused, DatabaseUnavailable
 from leases.observe import NOBODY, Observer
 
-# DESIGN 5: on every connection that may append, so that nobody sits on the head of the log.
+# On every connection that may append, so that nobody sits on the head of the log.
 _SESSION_SETTINGS = (
     "SET lock_timeout = '2s'; SET idle_in_transaction_session_timeout = '2s'; SET TimeZone = 'UTC'"
 )

@@ -38,7 +38,7 @@ from leases.ports import BlobStore, signing_end
 # Every conflict means that another command of the same lease got through; a lease has few of them.
 _DECISIONS_MAX = 5
 
-# The fold columns, in the order of schema.sql without last_position.
+# The fold columns, in the order of the table, without last_position.
 _LEASE_FIELDS = tuple(field.name for field in fields(Lease))
 LEASE_COLUMNS = ", ".join(_LEASE_FIELDS)
 

@@ -1,4 +1,4 @@
-"""Every number of a lease's life, with its unit in its name. DESIGN 6 gives the defaults."""
+"""Every number of a lease's life, with its unit in its name."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def commit_record(
     message: str,
     committed_at: str,
 ) -> dict[str, Any]:
-    """A commit with every key of WIRE.md, in its order."""
+    """A commit with every key that the Muse client sends, in its order."""
     parents = [*parent_ids, None, None]
     return {
         "commit_id": commit_id,

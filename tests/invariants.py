@@ -1,4 +1,4 @@
-"""What must hold after every integration, fault and soak run (DESIGN, section 11).
+"""What must hold after every integration, fault and soak run.
 
     await check_invariants(database, store)                      everything has come to rest
     await check_invariants(database, store, at_rest=False)       while the service still works

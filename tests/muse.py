@@ -1,7 +1,7 @@
 """The Muse CLI as the gateway sees it: the bytes of its requests, over a socket of its own each.
 
 Headers, their order, a new connection for every call, no token on clone, the form type on an
-upload: as recorded (WIRE.md). Nothing of the gateway's own client is used here.
+upload: as recorded from it. Nothing of the gateway's own client is used here.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from tests.integration.gateways import free_port
 from tests.leasing import until
 
 REPLICAS = 3
-OVERDUE_SECONDS_MAX = 3.0  # What issue and DESIGN allow after a kill -9.
+OVERDUE_SECONDS_MAX = 3.0  # A second for the promise, two until a dead process is known dead.
 _PAUSE_SECONDS = (0.05, 0.6)
 _REST_SECONDS_MAX = 30.0
 _FOUND = """

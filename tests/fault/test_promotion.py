@@ -35,7 +35,7 @@ from tests.leasing import (
     until_reclaimed,
 )
 
-# DESIGN 6.8: an orphan goes when no promise can hold any more, and a reconcile finds it.
+# An orphan goes when no promise can hold any more, and a reconcile finds it.
 LIFE_SECONDS = 4.0
 RECONCILE_SECONDS = 0.4
 POLICY = replace(

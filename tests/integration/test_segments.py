@@ -59,7 +59,7 @@ async def test_what_is_known_is_skipped_without_a_put(database: Database) -> Non
 
 
 async def test_known_content_gives_another_repo_its_share(database: Database) -> None:
-    """A second repo that pushes the same content clones whole (WIRE.md)."""
+    """A second repo that pushes the same content clones whole."""
     gate = gate_on(database)
     await gate.push_objects(await gate.repo("one"), history_of(5))
     other = await gate.repo("two")

@@ -1,4 +1,4 @@
-"""What every storage adapter must do, whatever lies behind it (DESIGN, section 9)."""
+"""What every storage adapter must do, whatever lies behind it."""
 
 from __future__ import annotations
 

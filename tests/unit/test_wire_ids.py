@@ -25,7 +25,7 @@ def test_an_object_id_is_the_hash_of_the_bytes() -> None:
 
 
 def test_a_snapshot_id_joins_sorted_paths_and_ids_by_nul() -> None:
-    """Written out from WIRE.md, so that the code is not compared with itself."""
+    """Written out from the protocol, so that the code is not compared with itself."""
     text = f"a\0{TWO}\0b\0{ONE}".encode()
     assert snapshot_id_of({"b": ONE, "a": TWO}) == hashlib.sha256(text).hexdigest()
 
