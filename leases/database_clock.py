@@ -13,6 +13,8 @@ from leases.ports import Clock
 
 # Of so many answers the quickest is believed: its time is known most exactly.
 _SAMPLES = 16
+# A busy second's slow answers shall not crowd out the quick ones of calmer ones.
+_SAMPLES_APART_SECONDS = 0.25
 # What two machines' clocks drift apart while so many answers come in is far less.
 _DRIFT_SECONDS = 0.01
 
@@ -29,6 +31,7 @@ class DatabaseClock:
         self._clock = clock
         self._samples: deque[tuple[float, float]] = deque(maxlen=_SAMPLES)
         self._offset: float | None = None
+        self._sampled_at = 0.0
         self.skew_seconds = 0.0
 
     def observe(self, now: datetime, *, asked_at: float) -> None:
@@ -37,7 +40,10 @@ class DatabaseClock:
         took, offset = answered_at - asked_at, now.timestamp() - answered_at
         if self._samples and not self._agrees(took, offset):
             self._samples.clear()
-        self._samples.append((took, offset))
+        soon = answered_at - self._sampled_at < _SAMPLES_APART_SECONDS
+        if not self._samples or not soon or took < min(self._samples)[0]:
+            self._samples.append((took, offset))
+            self._sampled_at = answered_at
         self._offset = min(self._samples)[1]
         self.skew_seconds = (self._clock.now() - self.now()).total_seconds()
 

@@ -68,8 +68,20 @@ def test_old_answers_are_forgotten() -> None:
     own = DatabaseClock(clock)
     asked(clock, own, DATABASE_NOW, took=0)
     for number in range(1, 17):
-        asked(clock, own, DATABASE_NOW + timedelta(milliseconds=5 + number), took=0.001)
-    assert own.now() >= DATABASE_NOW + timedelta(milliseconds=20)
+        clock.advance(0.499)
+        drifted = timedelta(seconds=number / 2, milliseconds=5)
+        asked(clock, own, DATABASE_NOW + drifted, took=0.001)
+    assert own.now() >= DATABASE_NOW + timedelta(seconds=8, milliseconds=4)
+
+
+def test_many_slow_answers_do_not_crowd_out_a_quick_one() -> None:
+    """As of a second full of claims."""
+    clock = FakeClock()
+    own = DatabaseClock(clock)
+    asked(clock, own, DATABASE_NOW, took=0.001)
+    for number in range(1, 50):
+        asked(clock, own, DATABASE_NOW + timedelta(seconds=0.02 * (number - 1)), took=0.02)
+    assert own.now() >= DATABASE_NOW + timedelta(seconds=0.979)
 
 
 def test_a_deadline_in_monotonic_time() -> None:
