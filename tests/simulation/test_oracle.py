@@ -145,6 +145,22 @@ def test_an_end_that_is_told_before_the_blob_went(scene: Scene) -> None:
     assert "and it went at" in scene.found
 
 
+def test_a_forgotten_blob_that_is_deleted(scene: Scene) -> None:
+    scene.now = scene.due_at
+    scene.append(
+        LeaseReclaimed(
+            outcome=Outcome.FORGOTTEN,
+            trigger=Trigger.COMMAND,
+            reclaimed_at=scene.now,
+            lateness_ms=0,
+            reason="test",
+        )
+    )
+    assert scene.found == ""
+    scene.blobs.delete(scene.key)
+    assert "a forgotten blob is deleted" in scene.found
+
+
 def test_a_renewal_that_shortens_or_comes_too_late(scene: Scene) -> None:
     scene.append(LeaseRenewed(expires_at=scene.now, delete_at=scene.now))
     scene.now += SECOND
