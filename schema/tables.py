@@ -155,6 +155,8 @@ introductions = Table(
 
 # Membership: per repo. ---------------------------------------------------------------------------
 
+# No index by object. Beside a million of them `gc` would find its next thousand in 0.05 s instead
+# of 0.9 s, but a push would insert its own in 40 ms instead of 28, and somebody waits for pushes.
 object_refs = _membership("object_refs", "object_id")
 snapshot_refs = _membership("snapshot_refs", "snapshot_id")
 commit_refs = _membership("commit_refs", "commit_id")
