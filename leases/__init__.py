@@ -38,7 +38,8 @@ Whose clock counts
 The database's. What is due is decided by `statement_timestamp()` in the claim; what may still be
 activated or renewed is checked with `clock_timestamp()` under the lock on the log's head, because
 a decision made before a deadline may reach the log after it. A process's clock decides only when
-to look again: an hour's jump costs at most one look-ahead (half a second).
+to look again: an hour's jump costs at most one look-ahead (half a second). The time that a record
+tells is this process's best estimate of the database's, and never ahead of it.
 
 The table is the queue
 ----------------------
