@@ -115,8 +115,7 @@ async def all_recorded(service: Service, leases: int) -> float:
     while True:
         # Counting takes the server milliseconds, which it has better use for until the last one.
         if (await service.engine.log.head())["position"] >= 3 * leases:
-            row = await service.database.fetchrow(_RECORDED)
-            assert row is not None
+            row = await service.database.row(_RECORDED)
             if row["recorded"] == leases:
                 return float(row["last"])
         await asyncio.sleep(_POLL_SECONDS)

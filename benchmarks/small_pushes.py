@@ -69,8 +69,7 @@ async def _fetched(service: Service, repo: Repo, head: str, fetches: int) -> tup
 
 
 async def _live(service: Service) -> int:
-    row = await service.database.fetchrow(_COUNT_LIVE)
-    assert row is not None
+    row = await service.database.row(_COUNT_LIVE)
     return int(row["n"])
 
 

@@ -28,8 +28,7 @@ class Beginning:
 
 async def beginning_of(database: Database) -> Beginning:
     """Where it begins now. Errors: DatabaseUnavailable."""
-    row = await database.fetchrow(NEWEST_ARCHIVE)
-    assert row is not None, "the migrations put the head row there"
+    row = await database.row(NEWEST_ARCHIVE)
     return beginning(row["log_id"], row["data"])
 
 

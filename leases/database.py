@@ -191,6 +191,12 @@ class Database:
         rows = await self.fetch(sql, *args)
         return rows[0] if rows else None
 
+    async def row(self, sql: str, *args: Any) -> asyncpg.Record:
+        """The first row of one autocommit statement that always has one."""
+        row = await self.fetchrow(sql, *args)
+        assert row is not None, "this statement always answers with a row"
+        return row
+
     async def execute(self, sql: str, *args: Any) -> int:
         """Run one autocommit statement; answers how many rows it touched."""
         with self._timed():

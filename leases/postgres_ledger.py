@@ -116,21 +116,16 @@ class PostgresLedger:
         async with self._database.driver() as driver:
             yield PostgresSession(driver)
 
-    async def _row(self, sql: str, *args: Any) -> asyncpg.Record:
-        row = await self._database.fetchrow(sql, *args)
-        assert row is not None, "this statement always answers with a row"
-        return row
-
     # The log. ------------------------------------------------------------------------------------
 
     async def append(self, columns: Sequence[Sequence[Any]]) -> Row:
-        return await self._row(log.APPEND, *columns)
+        return await self._database.row(log.APPEND, *columns)
 
     async def places(self, event_ids: Sequence[UUID]) -> Sequence[Any]:
         return await self._database.fetch(log.PLACES.format(ids="$1::uuid[]"), list(event_ids))
 
     async def head(self) -> Row:
-        return await self._row(_HEAD)
+        return await self._database.row(_HEAD)
 
     async def read(
         self, *, after: int, limit: int, stream: str | None = None
@@ -145,7 +140,7 @@ class PostgresLedger:
         return await self._database.fetch(log.LINKS, after, until, limit)
 
     async def newest(self, stream: str) -> Row:
-        return await self._row(_NEWEST, stream)
+        return await self._database.row(_NEWEST, stream)
 
     async def streams_with(self, streams: Sequence[str], *, type: str | None = None) -> set[str]:  # noqa: A002
         if type is None:
@@ -179,7 +174,7 @@ class PostgresLedger:
     async def claim(
         self, count: int, name: str, *, limit: timedelta, token: UUID, overdue: timedelta
     ) -> tuple[int, datetime]:
-        row = await self._row(claims.CLAIM, count, name, limit, token, overdue)
+        row = await self._database.row(claims.CLAIM, count, name, limit, token, overdue)
         return row["claimed"], row["now"]
 
     async def claimed(self, name: str, token: UUID) -> Sequence[Claimed]:
@@ -205,10 +200,10 @@ class PostgresLedger:
         await self._database.execute(claims.RELEASE, list(names), list(tokens))
 
     async def due(self, count: int | None, *, overdue: timedelta, named: int) -> DueNow:
-        return DueNow(**await self._row(claims.DUE_NOW, count, overdue, named))
+        return DueNow(**await self._database.row(claims.DUE_NOW, count, overdue, named))
 
     async def look_ahead(self) -> Look:
-        return Look(*await self._row(LOOK))
+        return Look(*await self._database.row(LOOK))
 
     async def free_dead_claims(self) -> int:
         return await self._database.execute(FREE_DEAD_CLAIMS)

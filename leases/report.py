@@ -88,8 +88,7 @@ async def position_at(database: Database, moment: datetime) -> int:
     By halving: positions and times grow together, and no index on the time is needed. What is
     archived was recorded before all that is asked for.
     """
-    head = await database.fetchrow(_HEAD)
-    assert head is not None
+    head = await database.row(_HEAD)
     below, above = (await beginning_of(database)).position, int(head["position"])
     if head["recorded_at"] < moment:
         return above
@@ -111,12 +110,10 @@ async def make_report(
     Reads the log of that span, and of the lease table the rows that were reclaimed in it.
     """
     first = 0 if since is None else await position_at(database, since)
-    head = await database.fetchrow("SELECT position, clock_timestamp() AS now FROM event_head")
-    assert head is not None
+    head = await database.row("SELECT position, clock_timestamp() AS now FROM event_head")
     last = int(head["position"]) if until is None else await position_at(database, until)
     types = await database.fetch(_TYPES, first, last)
-    reclaimed = await database.fetchrow(_RECLAIMED, first, last)
-    assert reclaimed is not None
+    reclaimed = await database.row(_RECLAIMED, first, last)
     return Report(
         since=since,
         until=until or head["now"],

@@ -73,8 +73,7 @@ class Revocation:
 
     async def look(self, chosen: Chosen) -> Matching:
         """What a job would revoke now."""
-        row = await self._database.fetchrow(_LOOK, *_bounds(chosen), None)
-        assert row is not None
+        row = await self._database.row(_LOOK, *_bounds(chosen), None)
         return Matching(leases=row["leases"], bytes=row["bytes"])
 
     async def batches(

@@ -107,8 +107,7 @@ class Stats:
 
 async def read_stats(database: Database) -> Stats:
     """One statement; half a second at a million open leases. Errors: DatabaseUnavailable."""
-    row = await database.fetchrow(_STATS, UNATTENDED_SECONDS)
-    assert row is not None
+    row = await database.row(_STATS, UNATTENDED_SECONDS)
     return Stats(
         by_state={state: row[state] for state in ("reserved", "active")},
         overdue=row["overdue"],
@@ -133,6 +132,5 @@ async def read_bytes_held(database: Database) -> int:
 
     Errors: DatabaseUnavailable.
     """
-    row = await database.fetchrow(_BYTES_HELD)
-    assert row is not None
+    row = await database.row(_BYTES_HELD)
     return int(row["bytes_held"])

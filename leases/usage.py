@@ -47,8 +47,7 @@ async def read_usage(
     limits = limits_of(policy)
     if not limits:
         return []
-    row = await database.fetchrow(_USAGE, upload_bytes_max)
-    assert row is not None
+    row = await database.row(_USAGE, upload_bytes_max)
 
     def usage(limit: Limit) -> Usage:
         what = "bytes" if limit.in_bytes else "leases"

@@ -151,8 +151,7 @@ async def _deletes_in_time(
     if not isinstance(store, MemoryStore):
         return []
     before = SystemClock().monotonic()
-    row = await database.fetchrow("SELECT clock_timestamp() AS now")
-    assert row is not None
+    row = await database.row("SELECT clock_timestamp() AS now")
     by_key = {life.lease.storage_key: life for life in lives.values()}
     problems = []
     for call in store.calls_of("delete"):

@@ -178,12 +178,11 @@ async def until_reclaimed(engine: LeaseEngine, *leases: Lease) -> list[Lease]:
     names = [lease.mpack_id for lease in leases]
 
     async def gone() -> bool:
-        row = await engine.database.fetchrow(
+        row = await engine.database.row(
             "SELECT count(*) AS open FROM mpack_leases"
             " WHERE mpack_id = ANY ($1::text[]) AND state <> 'reclaimed'",
             names,
         )
-        assert row is not None
         return bool(row["open"] == 0)
 
     await until(gone)
@@ -192,13 +191,11 @@ async def until_reclaimed(engine: LeaseEngine, *leases: Lease) -> list[Lease]:
 
 async def work_of(database: Database, lease: Lease) -> asyncpg.Record:
     """A lease's work columns."""
-    row = await database.fetchrow(
+    return await database.row(
         "SELECT attempts, next_attempt_at, last_error, claimed_by, claimed_until, claim_token,"
         " clock_timestamp() AS now FROM mpack_leases WHERE mpack_id = $1",
         lease.mpack_id,
     )
-    assert row is not None
-    return row
 
 
 async def types_of(engine: LeaseEngine, lease: Lease) -> list[str]:

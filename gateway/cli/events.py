@@ -101,10 +101,7 @@ async def _beginning(service: Service, wanted: Mapping[str, Any]) -> int:
     if wanted["after"] is not None:
         return int(wanted["after"])
     head = await service.engine.log.head()
-    row = await service.database.fetchrow(
-        _BEGINNING, wanted["stream"], wanted["type_"], wanted["last"]
-    )
-    assert row is not None
+    row = await service.database.row(_BEGINNING, wanted["stream"], wanted["type_"], wanted["last"])
     return head["position"] if row["after"] is None else int(row["after"])
 
 
@@ -177,8 +174,7 @@ async def _range(database: Database, wanted: Mapping[str, Any]) -> tuple[int, in
     first = int(wanted["after"])
     if wanted["since"] is not None:
         first = max(first, await behind(wanted["since"]))
-    row = await database.fetchrow("SELECT position FROM event_head")
-    assert row is not None
+    row = await database.row("SELECT position FROM event_head")
     end = int(row["position"])
     if wanted["until"] is not None:
         end = min(end, await behind(wanted["until"]))

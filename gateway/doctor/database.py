@@ -61,8 +61,7 @@ async def look_at_server(database: Database) -> Finding:
     """Errors: DatabaseUnavailable."""
     clock = SystemClock()
     asked_at = clock.monotonic()
-    row = await database.fetchrow(_SERVER)
-    assert row is not None
+    row = await database.row(_SERVER)
     took_ms = (clock.monotonic() - asked_at) * 1000
     seen = f"PostgreSQL {row['version']} as {row['role']}, answered in {took_ms:.0f} ms"
     if row["number"] < _VERSION_MIN:
@@ -99,8 +98,7 @@ async def look_at_grants(database: Database) -> AsyncIterator[Finding]:
         )
     else:
         yield ok("grants", "everything that the service does is allowed")
-    row = await database.fetchrow(_GUARDS)
-    assert row is not None
+    row = await database.row(_GUARDS)
     if row["guards"] < 2:
         yield problem(
             "append-only",

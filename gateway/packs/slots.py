@@ -141,8 +141,7 @@ class Slots:
     async def publish(self, cache_key: str, mpack_id: str, counts: Counts) -> bool:
         """The pack's lease is active: anybody may share it. False when the slot was lost."""
         told = {"cache_key": cache_key, "mpack_id": mpack_id, "counts": asdict(counts)}
-        row = await self._database.fetchrow(_PUBLISH, cache_key, mpack_id, json.dumps(told))
-        assert row is not None
+        row = await self._database.row(_PUBLISH, cache_key, mpack_id, json.dumps(told))
         return bool(row["published"])
 
     async def release(self, cache_key: str, mpack_id: str, failure: Failure | None) -> None:

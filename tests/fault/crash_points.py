@@ -27,7 +27,7 @@ from leases.engine import LeaseEngine
 from leases.owner import OWNER_KEY
 from tests.fault.crashing import ORPHANED, POLICY, TTL_SECONDS, World, revoke_adopted, run
 from tests.fault.effects import Effect, Point, Side, read_report
-from tests.fault.scene import REPO, a_pushed_repo
+from tests.fault.scene import a_pushed_repo
 from tests.integration.gateways import settings_for
 from tests.invariants import check_invariants, durable_snapshot
 from tests.leasing import CALLER, another_database, until
@@ -140,10 +140,7 @@ async def _may_reap(engine: LeaseEngine) -> bool:
 
 
 async def _nothing_open(database: Database) -> bool:
-    row = await database.fetchrow(
-        "SELECT count(*) AS open FROM mpack_leases WHERE state <> 'reclaimed'"
-    )
-    assert row is not None
+    row = await database.row("SELECT count(*) AS open FROM mpack_leases WHERE state <> 'reclaimed'")
     return bool(row["open"] == 0)
 
 
@@ -158,8 +155,7 @@ async def crash_site(database_url: str) -> AsyncIterator[CrashSite]:
         async with Service(settings, watch=False) as service:
             await service.engine.owner.check()
             pushed = await a_pushed_repo(service)
-            row = await service.database.fetchrow("SELECT repo_id FROM repos")
-            assert row is not None, f"{REPO} was pushed"
+            row = await service.database.row("SELECT repo_id FROM repos")
             durable = await durable_snapshot(service.store)
         world = World(settings=settings, repo_id=row["repo_id"], want=pushed.history.head.commit_id)
         yield CrashSite(world=world, folder=folder, database_url=database_url, durable=durable)

@@ -122,8 +122,7 @@ async def _judge(
         told.problems.append(str(error))
     told.leases = sum((await states(service)).values())
     bound_ms = int(OVERDUE_SECONDS_MAX * 1000)
-    row = await service.database.fetchrow(_FOUND, bound_ms)
-    assert row is not None
+    row = await service.database.row(_FOUND, bound_ms)
     told.second_reclaims = row["doubled"]
     told.overdue_ms_max = row["late_ms_max"]
     told.overdue_over_bound = row["late"]

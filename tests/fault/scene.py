@@ -172,8 +172,7 @@ async def push(process: GatewayProcess, history: History, token: str) -> None:
 
 async def until_all_is_due(service: Service) -> None:
     """Wait, in the database, until every open lease may be claimed."""
-    row = await service.database.fetchrow(_SECONDS_UNTIL_ALL_IS_DUE)
-    assert row is not None
+    row = await service.database.row(_SECONDS_UNTIL_ALL_IS_DUE)
     assert row["seconds"] < 10, "something is due much too late"
     await service.database.fetch("SELECT pg_sleep($1)", max(0.0, row["seconds"]) + 0.002)
 

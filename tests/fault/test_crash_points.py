@@ -158,10 +158,9 @@ def grown(history: History) -> History:
 
 async def newest_segment(service: Service, gateways: Gateways) -> tuple[str, bool]:
     """The state of the youngest segment, and whether its blob is there."""
-    row = await service.database.fetchrow(
+    row = await service.database.row(
         "SELECT state, storage_key FROM segments ORDER BY mpack_id DESC LIMIT 1"
     )
-    assert row is not None
     return row["state"], row["storage_key"] in gateways.view.keys("segments/")
 
 

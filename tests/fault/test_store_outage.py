@@ -142,14 +142,12 @@ async def _requests_in(proxy: S3Proxy, *, seconds: float) -> int:
 
 
 async def _reserved(gateway: LiveGateway) -> int:
-    row = await gateway.service.database.fetchrow(
+    row = await gateway.service.database.row(
         "SELECT count(*) AS n FROM events WHERE type = 'lease.reserved'"
     )
-    assert row is not None
     return int(row["n"])
 
 
 async def _attempts(gateway: LiveGateway) -> int:
-    row = await gateway.service.database.fetchrow("SELECT max(attempts) AS n FROM mpack_leases")
-    assert row is not None
+    row = await gateway.service.database.row("SELECT max(attempts) AS n FROM mpack_leases")
     return int(row["n"])

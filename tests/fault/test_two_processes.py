@@ -82,8 +82,7 @@ async def due_together(gateways: Gateways, count: int, *, due_in_seconds: float)
 
 
 async def lateness_ms_max(service: Service) -> int:
-    row = await service.database.fetchrow("SELECT max(lateness_ms) AS late FROM mpack_leases")
-    assert row is not None
+    row = await service.database.row("SELECT max(lateness_ms) AS late FROM mpack_leases")
     late: int = row["late"]
     return late
 
@@ -164,8 +163,7 @@ async def test_both_killed_the_next_start_reclaims_and_says_how_late(gateways: G
         told = started.said("leases_reclaimed")
         assert sum(line["leases"] for line in told) == FEW
         assert max(line["lateness_ms_max"] for line in told) == late
-        row = await service.database.fetchrow("SELECT min(reclaimed_at) AS first FROM mpack_leases")
-        assert row is not None
+        row = await service.database.row("SELECT min(reclaimed_at) AS first FROM mpack_leases")
         assert timedelta(milliseconds=late) >= row["first"] - due.at - timedelta(milliseconds=1)
     await until(lambda: has_said(started, "start_up_sweep"))
 

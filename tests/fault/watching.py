@@ -34,8 +34,7 @@ class DatabaseTime:
     async def read(cls, database: Database) -> Self:
         clock = SystemClock()
         asked_at = clock.monotonic()
-        row = await database.fetchrow("SELECT clock_timestamp() AS now")
-        assert row is not None
+        row = await database.row("SELECT clock_timestamp() AS now")
         return cls(now=row["now"], asked_at=asked_at, answered_at=clock.monotonic())
 
     def latest(self, monotonic: float) -> datetime:

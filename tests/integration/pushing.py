@@ -62,8 +62,7 @@ class Gate:
         return await self.segments.store(repo.repo_id, objects, CALLER)
 
     async def count(self, table: str) -> int:
-        row = await self.database.fetchrow(f"SELECT count(*) FROM {table}")
-        assert row is not None
+        row = await self.database.row(f"SELECT count(*) FROM {table}")
         return int(row[0])
 
     async def counts(self) -> dict[str, int]:

@@ -104,8 +104,7 @@ async def test_a_revoked_and_an_expired_token_are_refused_alike(live_gateway: Li
     assert (await live_gateway.call("GET", "/v1/leases", token=secret)).status == 200
     await database.execute("UPDATE api_tokens SET expires_at = clock_timestamp()")
     expired = await live_gateway.call("GET", "/v1/leases", token=secret)
-    row = await database.fetchrow("UPDATE api_tokens SET expires_at = NULL RETURNING token_id")
-    assert row is not None
+    row = await database.row("UPDATE api_tokens SET expires_at = NULL RETURNING token_id")
     await tokens.revoke(row["token_id"])
     revoked = await live_gateway.call("GET", "/v1/leases", token=secret)
     assert expired.status == revoked.status == 401
@@ -118,8 +117,7 @@ async def test_the_last_use_is_noted_at_most_once_a_minute(live_gateway: LiveGat
 
     async def noted() -> object:
         await live_gateway.call("GET", "/v1/leases", token=secret)
-        row = await live_gateway.service.database.fetchrow(look)
-        assert row is not None
+        row = await live_gateway.service.database.row(look)
         return row["last_used_at"]
 
     first = await noted()

@@ -37,7 +37,7 @@ class Scene:
         return await self.gateway.call("POST", f"/o/r/{path}", body, token=self.token, **more)
 
     async def counts(self) -> dict[str, int]:
-        row = await self.gateway.service.database.fetchrow(
+        row = await self.gateway.service.database.row(
             "SELECT (SELECT count(*) FROM objects) AS objects,"
             " (SELECT count(*) FROM segments) AS segments,"
             " (SELECT count(*) FROM commits) AS commits,"
@@ -45,7 +45,6 @@ class Scene:
             " (SELECT count(*) FROM mpack_leases) AS leases,"
             " (SELECT count(*) FROM events) AS events"
         )
-        assert row is not None
         return dict(row)
 
 

@@ -23,8 +23,7 @@ async def test_the_pool_of_ours_reads_the_same_database(
 ) -> None:
     async with engine.connect() as connection:
         name = await connection.scalar(text("SELECT current_database()"))
-    row = await database.fetchrow("SELECT current_database() AS name")
-    assert row is not None
+    row = await database.row("SELECT current_database() AS name")
     assert row["name"] == name
 
 

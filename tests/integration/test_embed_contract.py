@@ -122,20 +122,18 @@ async def test_the_pack_is_deleted_once_in_time_and_not_before(engine: AsyncEngi
             await store.was_deleted()
             (delete,) = store.calls_of("delete")
             assert delete.key == put.key
-            row = await bench.database.fetchrow(
+            row = await bench.database.row(
                 "SELECT * FROM mpack_leases WHERE mpack_id = $1", answer["mpack_id"]
             )
-            assert row is not None
             assert row["expires_at"] - row["activated_at"] == timedelta(seconds=TTL_SECONDS)
             assert delete.at - asked_at >= TTL_SECONDS
             assert delete.at - put.at >= TTL_SECONDS, "deleted before its time"
             answered_late = delete.at - put.at - TTL_SECONDS
             assert answered_late <= LATE_SECONDS_MAX + 0.1, "put, activation and lateness together"
             await settled(bench)
-            row = await bench.database.fetchrow(
+            row = await bench.database.row(
                 "SELECT * FROM mpack_leases WHERE mpack_id = $1", answer["mpack_id"]
             )
-            assert row is not None
             assert row["lateness_ms"] <= LATE_SECONDS_MAX * 1000
             assert len(store.calls_of("delete")) == 1
 

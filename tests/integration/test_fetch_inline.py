@@ -155,8 +155,7 @@ async def test_above_the_budget_only_what_was_promised_is_kept(engine: AsyncEngi
             await body(inline)
         longer = await bench.fetch(repo_id, [head], ttl_seconds=200)
         assert longer["mpack_id"] == promised["mpack_id"]
-        row = await bench.database.fetchrow("SELECT * FROM mpack_leases")
-        assert row is not None
+        row = await bench.database.row("SELECT * FROM mpack_leases")
         life = row["expires_at"] - row["activated_at"]
         assert timedelta(seconds=200) <= life < timedelta(seconds=215)
         shared = await fetch_inline(bench, repo_id, [head])

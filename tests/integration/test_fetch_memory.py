@@ -150,6 +150,5 @@ async def test_clones_at_once_are_one_build_and_hold_no_pack_each(
         assert len(set(answers)) == 1
         assert answers[0][0] > _CLONED_BYTES
         assert most[0] - before <= _CLONES_GROWTH_BYTES_MAX
-        row = await gateway.service.database.fetchrow("SELECT count(*) AS n FROM mpack_leases")
-        assert row is not None
+        row = await gateway.service.database.row("SELECT count(*) AS n FROM mpack_leases")
         assert row["n"] == 1

@@ -77,8 +77,7 @@ async def slots(bench: Bench) -> list[Any]:
 
 
 async def renewals(bench: Bench) -> int:
-    row = await bench.database.fetchrow("SELECT count(*) FROM events WHERE type = 'lease.renewed'")
-    assert row is not None
+    row = await bench.database.row("SELECT count(*) FROM events WHERE type = 'lease.renewed'")
     return int(row[0])
 
 
@@ -144,8 +143,7 @@ async def test_a_hot_pack_is_renewed_when_it_would_end_too_early(bench: Bench) -
     for _ in range(3):
         await bench.fetch(repo_id, want, ttl_seconds=200)
     assert await renewals(bench) == 1, "renewed once to 1.25 times the TTL, not at every hit"
-    row = await bench.database.fetchrow("SELECT * FROM mpack_leases")
-    assert row is not None
+    row = await bench.database.row("SELECT * FROM mpack_leases")
     life = row["expires_at"] - row["activated_at"]
     assert timedelta(seconds=250) <= life < timedelta(seconds=260)
     assert longer["expires_in"] is not None
@@ -481,10 +479,9 @@ async def test_a_put_ends_before_its_own_cleanup(engine: AsyncEngine) -> None:
         repo_id = await bench.pushed(history)
         with pytest.raises(StoreUnavailable):
             await bench.fetch(repo_id, [history.head.commit_id])
-        row = await bench.database.fetchrow(
+        row = await bench.database.row(
             "SELECT delete_at - clock_timestamp() AS rest FROM mpack_leases"
         )
-        assert row is not None
         assert row["rest"] > timedelta(seconds=0.3)
 
 
@@ -495,8 +492,7 @@ async def test_a_build_that_fails_gives_its_reservation_back(bench: Bench) -> No
         del bench.store.blobs[key]
     with pytest.raises(IncompleteRepo):
         await bench.fetch(repo_id, [history.head.commit_id])
-    row = await bench.database.fetchrow("SELECT revoked_at FROM mpack_leases")
-    assert row is not None
+    row = await bench.database.row("SELECT revoked_at FROM mpack_leases")
     assert row["revoked_at"] is not None
     assert await slots(bench) == []
 

@@ -29,8 +29,7 @@ from tests.leasing import (
 
 
 async def live_names(database: Database) -> list[str]:
-    row = await database.fetchrow(f"SELECT {LIVE_INSTANCES} AS names")
-    assert row is not None
+    row = await database.row(f"SELECT {LIVE_INSTANCES} AS names")
     return list(row["names"])
 
 

@@ -116,10 +116,9 @@ async def test_the_same_content_in_two_repos(gateway: LiveGateway) -> None:
         me = await muse(gateway, name)
         assert (await me.push(history)).body["ok"] is True
     check_whole(await (await muse(gateway, "ada/two")).clone(), history)
-    row = await gateway.service.database.fetchrow(
+    row = await gateway.service.database.row(
         "SELECT count(*) AS places, count(DISTINCT entity_id) AS objects FROM mpack_index"
     )
-    assert row is not None
     assert row["places"] == row["objects"] == len(history.contents)
 
 
@@ -143,10 +142,9 @@ async def test_sixteen_clones_at_once_are_one_build(gateway: LiveGateway) -> Non
     packs = await asyncio.gather(*(me.clone() for _ in range(16)))
     for pack in packs:
         check_whole(pack, history)
-    row = await gateway.service.database.fetchrow(
+    row = await gateway.service.database.row(
         "SELECT count(*) AS packs FROM mpack_leases WHERE kind = 'pack'"
     )
-    assert row is not None
     assert row["packs"] == 1
 
 
@@ -161,8 +159,7 @@ async def presigned(me: Muse, object_ids: list[str]) -> dict[str, str]:
 
 
 async def durable(gateway: LiveGateway) -> int:
-    row = await gateway.service.database.fetchrow("SELECT count(*) AS n FROM objects")
-    assert row is not None
+    row = await gateway.service.database.row("SELECT count(*) AS n FROM objects")
     return int(row["n"])
 
 
@@ -216,10 +213,9 @@ async def test_an_upload_that_nobody_claims_goes_at_its_deadline(
         await heard("PUT", urls[object_id], FORM, b"never claimed")
 
         async def is_reclaimed() -> bool:
-            row = await gateway.service.database.fetchrow(
+            row = await gateway.service.database.row(
                 "SELECT kind, state, object_id FROM mpack_leases"
             )
-            assert row is not None
             assert (row["kind"], row["object_id"]) == (LeaseKind.UPLOAD.value, object_id)
             return bool(row["state"] == "reclaimed")
 

@@ -44,8 +44,7 @@ def first_of(history: History) -> str:
 
 
 async def rows(database: Database) -> int:
-    found = await database.fetchrow("SELECT count(*) AS n FROM mpack_leases")
-    assert found is not None
+    found = await database.row("SELECT count(*) AS n FROM mpack_leases")
     return int(found["n"])
 
 

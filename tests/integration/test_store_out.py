@@ -74,8 +74,7 @@ class Scene:
         return all(self.gateway.service.availability.is_out(need) for need in needs)
 
     async def count(self, table: str) -> int:
-        row = await self.gateway.service.database.fetchrow(f"SELECT count(*) AS n FROM {table}")
-        assert row is not None
+        row = await self.gateway.service.database.row(f"SELECT count(*) AS n FROM {table}")
         return int(row["n"])
 
     async def go_out(self, *calls: str, needs: tuple[Need, ...] = tuple(Need)) -> None:
@@ -218,10 +217,7 @@ async def test_what_the_reaper_finds_out_spares_the_next_fetch(scene: Scene) -> 
     scene.broken.clear()
     (found,) = await until_reclaimed(engine, lease)
     assert found.lateness_ms is not None
-    row = await scene.gateway.service.database.fetchrow(
-        "SELECT max(attempts) AS n FROM mpack_leases"
-    )
-    assert row is not None
+    row = await scene.gateway.service.database.row("SELECT max(attempts) AS n FROM mpack_leases")
     assert row["n"] == 0
 
 
