@@ -253,6 +253,20 @@ _REAP = (
         says="lateness is counted by the process's clock",
     ),
     _bug(
+        "record-dated-by-claim",
+        SETTLEMENT,
+        "now = max(batch.claimed_at, self._database_clock.now())",
+        "now = batch.claimed_at",
+        says="what a frozen process adds to a blob's life is left out of the proof",
+    ),
+    _bug(
+        "refused-record-ends-batch",
+        SETTLEMENT,
+        "        return None\n    name = type(answer).__name__",
+        "        return None\n    raise answer\n    name = type(answer).__name__",
+        says="a lease whose end cannot be recorded holds up its whole batch",
+    ),
+    _bug(
         "record-before-delete",
         REAPER,
         "found = await self._deletions.delete([due.lease for due in claimed])",
@@ -309,6 +323,13 @@ _REAP = (
         says="what a killed process had claimed waits for the claim limit",
     ),
     _bug(
+        "start-leaves-tasks",
+        "leases/engine.py",
+        "            await self._end()\n            raise",
+        "            await self._machinery.close()\n            raise",
+        says="an engine whose start was given up goes on reaping",
+    ),
+    _bug(
         "no-start-up-sweep",
         "leases/engine.py",
         "result.add(await self.reaper.sweep(Trigger.START_UP))",
@@ -353,6 +374,13 @@ _STORE = (
         "return Verdict.FORGOTTEN if lease.outcome is Outcome.FORGOTTEN else Verdict.RESIDUE",
         "return Verdict.RESIDUE",
         says="a blob that an operator kept is deleted",
+    ),
+    _bug(
+        "reconcile-misses-what-is-due",
+        RECONCILE,
+        "return lease.state is LeaseState.ACTIVE and now < lease.delete_at",
+        "return lease.state is LeaseState.ACTIVE",
+        says="a blob that was deleted in time is told as missing, until that is recorded",
     ),
     _bug(
         "reconcile-trusts-old-listing",
