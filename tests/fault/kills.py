@@ -21,7 +21,7 @@ from gateway.service import Service
 from leases.clock import SystemClock
 from tests.fault.balancer import balanced
 from tests.fault.command import own_gateways, run_command
-from tests.fault.load import under_load
+from tests.fault.load import HALF_SHARED, under_load
 from tests.fault.processes import GatewayProcess, Gateways
 from tests.fault.scene import (
     a_pushed_repo,
@@ -79,12 +79,8 @@ async def run(gateways: Gateways, *, count: int, seed: int, minutes_max: float) 
         durable = await durable_blobs(service)
     ports = [free_port() for _ in range(REPLICAS)]
     async with balanced(ports) as url:
-        # A claim limit that is no way out, and half of the packs for one caller alone.
-        settings: dict[str, Any] = {
-            "public_url": url,
-            "claim_limit_seconds": 30,
-            "share_ttl_min_seconds": 2,
-        }
+        # A claim limit that is no way out.
+        settings: dict[str, Any] = {"public_url": url, "claim_limit_seconds": 30, **HALF_SHARED}
         started = await asyncio.gather(*(gateways.start(port=port, **settings) for port in ports))
         replicas = dict(zip(ports, started, strict=True))
         async with under_load(url, pushed, chance) as load:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from gateway.client import AsyncClient
 from gateway.client.errors import ClientError
@@ -14,6 +15,8 @@ from tests.fault.scene import REPO, Pushed
 
 CALLERS = 6
 TTL_SECONDS = (1.0, 3.0)
+# For the gateways: half of the packs are for one caller alone, and fall due.
+HALF_SHARED: Mapping[str, Any] = {"share_ttl_min_seconds": 2}
 # Refusals come at once: callers do not turn into a storm.
 _PAUSE_SECONDS = (0.01, 0.05)
 

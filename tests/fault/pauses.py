@@ -23,7 +23,7 @@ from gateway.service import Service
 from leases.clock import SystemClock
 from tests.fault.balancer import balanced
 from tests.fault.command import own_gateways, run_command
-from tests.fault.load import CALLERS, under_load
+from tests.fault.load import CALLERS, HALF_SHARED, under_load
 from tests.fault.processes import GatewayProcess, Gateways
 from tests.fault.scene import (
     Pushed,
@@ -107,6 +107,7 @@ async def run(
     limits: dict[str, Any] = {
         "claim_limit_seconds": claim_limit_seconds,
         "delete_timeout_seconds": claim_limit_seconds / 2,
+        **HALF_SHARED,
     }
     ports = [free_port() for _ in range(REPLICAS)]
     async with inside(gateways) as service, balanced(ports[1:]) as others:
