@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tests.planted.bugs import BUGS
+from tests.planted.layers import layers_for
 from tests.planted.run import Found
 
 _NAMES = ("unit", "property", "integration", "stateful", "simulation", "crash points", "fault")
@@ -51,7 +52,9 @@ def _told_alone(name: str, asked: Sequence[Found]) -> str:
     if not asked:
         return ""
     caught = sum(one.alone[name] is not None for one in asked)
-    return f" The {name} finds {caught} of {len(asked)} by itself."
+    may = [bug for bug in BUGS if name in {layer.name for layer in layers_for(bug)}]
+    rest = f"; {len(may) - len(asked)} it was not asked about yet" if len(may) > len(asked) else ""
+    return f" The {name} finds {caught} of {len(asked)} by itself{rest}."
 
 
 def _short(test: str | None) -> str:

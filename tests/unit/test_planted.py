@@ -40,6 +40,6 @@ def test_the_page_tells_what_a_layer_finds_by_itself() -> None:
     )
     first.alone, second.alone = {"simulation": "simulation::seed-1:I1"}, {"simulation": None}
     told = page([first, second])
-    assert "2 of 2 are found. The simulation finds 1 of 2 by itself.\n" in told
+    assert "2 of 2 are found. The simulation finds 1 of 2 by itself; " in told
     assert "| ● | ● | `test_a.py::test_b` |" in told
     assert "| ● | · | `test_a.py::test_b` |" in told
