@@ -52,6 +52,19 @@ def test_every_change_and_its_undoing_lead_to_the_right_id(
     assert running.check(snapshot_id_of(first)) == size_of(first)
 
 
+@pytest.mark.parametrize("gone", [(0, 48), (48, 96), (96, 100), (48, 100), (0, 100)])
+def test_a_run_may_become_empty_and_full_again(gone: tuple[int, int]) -> None:
+    """The states of what stood behind it, its own among them, go with it."""
+    manifest = {f"{number:03}": "a" * 64 for number in range(100)}
+    running = RunningManifest(manifest)
+    running.check(snapshot_id_of(manifest))
+    delta = dict.fromkeys(list(manifest)[slice(*gone)])
+    undo = running.change(delta)
+    running.check(snapshot_id_of(changed(manifest, delta)))
+    running.put_back(undo)
+    running.check(snapshot_id_of(manifest))
+
+
 @given(st.dictionaries(PATHS, IDS, min_size=1, max_size=200), PATHS, st.data())
 def test_ids_in_either_form_and_no_other_manifest(
     manifest: dict[str, str], path: str, data: st.DataObject
