@@ -79,12 +79,13 @@ async def _gc(
     """What was removed by kind, the segments' bytes, and whether it was stopped."""
     from gateway.cli.caller import caller
     from gateway.cli.interrupt import stoppable
-    from gateway.cli.opened import opened_service
+    from gateway.cli.opened import check_store_folder, opened_service
     from gateway.packs.garbage import Garbage
     from gateway.packs.garbage_rows import Kind
     from gateway.packs.joining import Joining
     from gateway.service import steps_of
 
+    check_store_folder(settings)
     removed: Counter[str] = Counter()
     size = 0
     with stoppable() as stop, progress("removed") as tell:

@@ -67,10 +67,11 @@ def purge(
 
 async def _purge(settings: Settings, object_id: str, *, reason: str, dry_run: bool) -> Purged:
     from gateway.cli.caller import caller
-    from gateway.cli.opened import opened_service
+    from gateway.cli.opened import check_store_folder, opened_service
     from gateway.packs.purge import Purge
     from leases.revocation import Revocation
 
+    check_store_folder(settings)
     async with opened_service(settings) as service:
         database, log = service.database, service.engine.log
         revocation = Revocation(database, log, replica=service.engine.instance.instance_id)

@@ -67,10 +67,11 @@ def sweep(database_url: str | None, *, as_json: bool, **asked: Any) -> None:
 
 async def _rounds(settings: Settings, asked: _Asked, *, as_json: bool) -> Exit:
     from gateway.cli.interrupt import stoppable
-    from gateway.cli.opened import opened_service
+    from gateway.cli.opened import check_store_folder, opened_service
     from gateway.waiting import came
     from leases.errors import Unavailable
 
+    check_store_folder(settings)
     with stoppable() as stop:
         async with opened_service(settings) as service:
             while True:

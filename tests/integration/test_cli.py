@@ -50,6 +50,7 @@ def test_db_upgrade_migrates_an_empty_database(commands: Commands) -> None:
 
 def test_an_unreachable_database_means_try_later(commands: Commands, tmp_path: Path) -> None:
     url = f"postgresql://u@/d?host={tmp_path}"
+    commands.data_dir.mkdir(exist_ok=True)
     for verb in (["lease", "list"], ["db", "upgrade"], ["sweep"], ["serve"]):
         result = commands.run(*verb, exits=75, MPACK_DATABASE_URL=url)
         assert "does not answer" in result.stderr

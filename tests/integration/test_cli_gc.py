@@ -34,6 +34,7 @@ def push(commands: Commands, name: str, history: History) -> None:
 
 
 def test_gc_tells_first_and_removes_then(commands: Commands) -> None:
+    commands.data_dir.mkdir()  # As the gateway does that has stored nothing yet.
     commands.run("gc", exits=3)
     history = make_history(1)
     push(commands, "o/r", history)

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,6 +176,22 @@ def test_orphans_are_told_before_they_are_touched(commands: Commands) -> None:
     assert commands.blobs() == 1
     assert last_event(commands, gone)["type"] == "lease.residue_deleted"
     commands.run("sweep", "--orphans", "--limit", "1", exits=2)
+
+
+@pytest.mark.parametrize(
+    "words", [["sweep"], ["gc"], ["object", "purge", "00", "--reason", "x", "--yes"]], ids=" ".join
+)
+def test_nothing_is_deleted_from_a_folder_that_is_not_there(
+    commands: Commands, tmp_path: Path, words: list[str]
+) -> None:
+    """In one that it made itself a sweep would find every blob gone, and record it so."""
+    environ = {name: text for name, text in commands.environ.items() if "_S3_" not in name}
+    here = Commands(commands.database_url, tmp_path / "here")
+    here.environ = environ | {"MPACK_DATA_DIR": str(tmp_path / "elsewhere")}
+    mpack_id = commands.grant(ended=True)
+    assert "MPACK_DATA_DIR" in here.run(*words, exits=75).stderr
+    assert not (tmp_path / "elsewhere").exists()
+    assert lease_of(commands, mpack_id)["state"] == "active"
 
 
 def test_people_are_told_the_counts_and_not_a_thousand_ids(commands: Commands) -> None:
