@@ -355,6 +355,20 @@ _STORE = (
         says="a log that lost its tail and went on is not noticed",
     ),
     _bug(
+        "own-events-not-missed",
+        OWNER,
+        "problem = await self._problem(mark, head) or await self._lost(mark)",
+        "problem = await self._problem(mark, head)",
+        says="what was lost since the mark was written is not noticed",
+    ),
+    _bug(
+        "doubt-not-obeyed",
+        OWNER,
+        "        if self.state is Ownership.CONFIRMED:",
+        "        if self.state is Ownership.PAUSED:",
+        says="a lost connection stops no deletion",
+    ),
+    _bug(
         "pause-not-obeyed",
         OWNER,
         "        return self.state is Ownership.CONFIRMED",
