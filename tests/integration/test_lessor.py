@@ -333,7 +333,7 @@ async def _both_decided(
         leading = asyncio.ensure_future(first)
         await lock_waiters(holder, 1)
         # Its decision is one more look-up; its append then waits.
-        look_up = "state = 'idle' AND query LIKE '%AS asked (id)%'"
+        look_up = "datname = current_database() AND state = 'idle' AND query LIKE '%AS asked (id)%'"
         last = await holder.fetchval(f"SELECT state_change FROM pg_stat_activity WHERE {look_up}")
         following = asyncio.ensure_future(second)
         await until_activity(holder, f"{look_up} AND state_change > '{last}'")
