@@ -12,7 +12,7 @@ from gateway.cli.archive import archive
 from gateway.cli.exits import Exit, run
 from gateway.cli.moments import Moment
 from gateway.cli.options import database_url_option, quiet_logs, settings_of
-from gateway.cli.output import line_of, shown
+from gateway.cli.output import line_of, shown, told_of
 from gateway.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 _PAGE = 1000
 # A notification wakes the reader; this is for those that get lost.
 _POLL_SECONDS = 1.0
-# What a line on a terminal shows of an event's data, in this order; the rest is in --json.
-_TOLD = ("outcome", "lateness_ms", "delete_at", "size_bytes", "reason", "error", "branch", "head")
 
 
 @click.group()
@@ -106,12 +104,10 @@ async def _beginning(service: Service, wanted: Mapping[str, Any]) -> int:
 
 
 def _as_line(event: Mapping[str, Any]) -> str:
-    data = event["data"]
-    told = [f"{name}={data[name]}" for name in _TOLD if name in data]
     words = (
         f"{event['position']:>8}  {shown(event['recorded_at'])}  {event['type']:<21}",
         f"{event['stream']}  {event['actor']}",
-        " ".join(told),
+        told_of(event["data"]),
     )
     return "  ".join(words).rstrip()
 

@@ -10,7 +10,7 @@ import click
 from gateway.cli.exits import Exit, run
 from gateway.cli.moments import Moment, Span
 from gateway.cli.options import database_url_option, json_option, quiet_logs, settings_of
-from gateway.cli.output import print_json, print_pairs, print_rows
+from gateway.cli.output import print_json, print_pairs, print_rows, told_of
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from leases.model import Lease
 
 _COLUMNS = ("mpack_id", "state", "kind", "size_bytes", "granted_at", "delete_at", "outcome")
-_EVENT_COLUMNS = ("version", "recorded_at", "type", "actor", "position")
+_EVENT_COLUMNS = ("version", "recorded_at", "type", "actor", "position", "what")
 _STATES = ("reserved", "active", "reclaimed", "stuck", "due")
 _LIMIT_MAX = 1000
 
@@ -94,7 +94,7 @@ def show(mpack_id: str, database_url: str | None, *, as_json: bool) -> None:
     events = found.pop("events")
     print_pairs(found)
     click.echo()
-    print_rows(events, _EVENT_COLUMNS)
+    print_rows([event | {"what": told_of(event["data"])} for event in events], _EVENT_COLUMNS)
 
 
 async def _show(settings: Settings, prefix: str) -> dict[str, Any]:

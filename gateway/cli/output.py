@@ -9,6 +9,9 @@ from typing import Any
 
 import click
 
+# What a line shows of an event's data, in this order; the rest is in --json.
+_TOLD = ("outcome", "lateness_ms", "delete_at", "size_bytes", "reason", "error", "branch", "head")
+
 
 def print_json(value: Any) -> None:
     """One JSON document."""
@@ -79,3 +82,8 @@ def shown(value: Any) -> str:
     if isinstance(value, datetime):
         return rfc3339(value)
     return str(value)
+
+
+def told_of(data: Mapping[str, Any]) -> str:
+    """What an event's data says that a person looks for."""
+    return " ".join(f"{name}={data[name]}" for name in _TOLD if data.get(name) is not None)

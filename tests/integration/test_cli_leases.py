@@ -41,6 +41,7 @@ def test_revoke_names_who_and_why(commands: Commands) -> None:
     assert event["type"] == "lease.revoked"
     assert event["data"]["reason"] == "wrong repo"
     assert event["actor"].startswith("command:")
+    assert "reason=wrong repo" in commands.run("lease", "show", mpack_id).stdout
     commands.run("lease", "revoke", mpack_id, exits=2)
 
 
