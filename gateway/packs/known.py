@@ -69,6 +69,9 @@ WITH RECURSIVE up (commit_id) AS (
                     >= (SELECT g.generation FROM commit_graph g WHERE g.commit_id = :head), true)
 )
 SELECT EXISTS (SELECT FROM up WHERE commit_id = :head)""")
+_BRANCH_COUNT = text(
+    "SELECT count(*) FROM branches WHERE repo_id = :repo_id AND head_commit_id <> ''"
+)
 _HEAD = text("SELECT head_commit_id FROM branches WHERE repo_id = :repo_id AND name = :branch")
 
 
@@ -114,6 +117,12 @@ async def branch_head(reader: Reader, repo_id: str, branch: str) -> str | None:
     result = await reader.execute(_HEAD, {"repo_id": repo_id, "branch": branch})
     head: str | None = result.scalar_one_or_none()
     return head or None
+
+
+async def branch_count(reader: Reader, repo_id: str) -> int:
+    """How many branches the repo has that stand anywhere."""
+    result = await reader.execute(_BRANCH_COUNT, {"repo_id": repo_id})
+    return int(result.scalar_one())
 
 
 async def graph_of(

@@ -19,7 +19,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
-from gateway.errors import NonFastForward, RepoMissing
+from gateway.errors import NonFastForward, RepoMissing, TooLarge
 from gateway.packs.arrange import Arranged, GraphRow, Surroundings, arrange
 from gateway.packs.bundle import (
     Newcomers,
@@ -30,6 +30,7 @@ from gateway.packs.bundle import (
     tip_of,
 )
 from gateway.packs.known import (
+    branch_count,
     branch_head,
     graph_of,
     is_ancestor,
@@ -63,6 +64,8 @@ from leases.steps import Step, Steps, no_steps
 
 # A push that loses the branch is nearly always refused at the next look; only forced pushes go on.
 MOVES_TRIED_MAX = 5
+# Every `refs` and every answer to a push lists them all.
+BRANCHES_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +132,7 @@ class PushService:
             async with reading(self._database) as reader:
                 prepared = await self._prepare(reader, repo, sent, request=request, chunk=chunk)
                 head = await branch_head(reader, repo.repo_id, request.branch)
-                await self._check_move(reader, prepared, head)
+                await self._check_move(reader, repo.repo_id, prepared, head)
             return prepared
 
         prepared = await tried_again(prepare)
@@ -183,8 +186,12 @@ class PushService:
         check_objects(prepared.uploads.keys(), held=there, form=prepared.form)
         return arrived
 
-    async def _check_move(self, reader: Reader, prepared: _Prepared, head: str | None) -> None:
-        """Errors: NonFastForward."""
+    async def _check_move(
+        self, reader: Reader, repo_id: str, prepared: _Prepared, head: str | None
+    ) -> None:
+        """Errors: NonFastForward; TooLarge for a branch too many, by as many as come at once."""
+        if head is None and await branch_count(reader, repo_id) >= BRANCHES_MAX:
+            raise TooLarge(f"A repository may have {BRANCHES_MAX:,} branches.")
         if prepared.force or head is None or head in prepared.inside:
             return
         if not await is_ancestor(reader, head, prepared.outside):
@@ -199,7 +206,7 @@ class PushService:
                     head = await branch_head(reader, repo.repo_id, prepared.branch)
                     if head == prepared.tip and prepared.rows.is_empty:
                         return False
-                    await self._check_move(reader, prepared, head)
+                    await self._check_move(reader, repo.repo_id, prepared, head)
                 if await self._write(repo, prepared, head=head, caller=caller):
                     return head != prepared.tip
             except DatabaseUnavailable as error:

@@ -1,5 +1,9 @@
 from typing import Any
 
+import pytest
+
+from gateway.errors import TooLarge
+from gateway.packs.push import BRANCHES_MAX
 from gateway.packs.repos import find_repo
 from gateway.wire.ids import IdForm
 from leases.database import Database
@@ -67,6 +71,27 @@ async def test_a_later_branch_leaves_the_default_branch_alone(database: Database
     after = await gate.repos.find(owner="ada", slug="demo")
     assert after is not None
     assert after.default_branch == "main"
+
+
+async def test_a_branch_too_many_is_refused_and_the_others_go_on(database: Database) -> None:
+    gate = gate_on(database)
+    history = make_history(1, commits=2)
+    repo = await pushed(gate, history)
+    head = history.head
+    await database.execute(
+        "INSERT INTO branches (repo_id, name, head_commit_id)"
+        " SELECT $1, 'branch-' || number, $2 FROM generate_series(2, $3::int) AS number",
+        repo.repo_id,
+        head.commit_id,
+        BRANCHES_MAX,
+    )
+    with pytest.raises(TooLarge, match="10,000 branches"):
+        await gate.push(repo, history.bundle([head]), branch="side")
+    following = history.commit({"a": history.content(b"more")}, parents=[head])
+    await gate.push_objects(repo, history)
+    result = await gate.push(repo, history.bundle([following]))
+    assert result.branch_heads["main"] == following.commit_id
+    assert "side" not in result.branch_heads
 
 
 async def test_objects_may_come_along_with_the_push(database: Database) -> None:
