@@ -61,7 +61,12 @@ class Snapshots(Mapping[str, Record]):
         self.add_whole(snapshot_id, told)
 
     def add_whole(self, snapshot_id: str, record: Record) -> None:
-        """A snapshot with its whole manifest."""
+        """A snapshot with its whole manifest.
+
+        Errors: BadPack when it was told by changes before.
+        """
+        if snapshot_id in self._bases:
+            raise _told_twice(snapshot_id)
         self._told[snapshot_id] = record
 
     def add_delta(self, snapshot_id: str, base_id: str, record: Record) -> None:
@@ -72,7 +77,7 @@ class Snapshots(Mapping[str, Record]):
         if base_id not in self._told:
             raise BadPack("A snapshot's base does not stand before it.", base=base_id[:80])
         if snapshot_id in self._told:
-            raise BadPack("A snapshot is told twice.", snapshot_id=snapshot_id[:80])
+            raise _told_twice(snapshot_id)
         self._told[snapshot_id] = record
         self._bases[snapshot_id] = base_id
 
@@ -160,6 +165,10 @@ def _snapshot(record: object) -> tuple[str, Record]:
     raise BadPack("A snapshot of the pack cannot be read.")
 
 
+def _told_twice(snapshot_id: str) -> BadPack:
+    return BadPack("A snapshot is told twice.", snapshot_id=snapshot_id[:80])
+
+
 def _is_manifest(told: object) -> bool:
     """Whether it is one, and cannot be read as another one that is hashed over the same bytes."""
     return (
@@ -167,6 +176,7 @@ def _is_manifest(told: object) -> bool:
         and {*map(type, told), *map(type, told.values())} <= {str}
         and {*map(len, told.values())} <= _ID_CHARACTERS
         and "\0" not in "".join(told)
+        and "\0" not in "".join(told.values())
     )
 
 

@@ -111,6 +111,14 @@ def delta_pack(*deltas: dict[str, Any], **changes: Any) -> bytes:
     return bytes(msgpack.packb(pack))
 
 
+def _told_whole_as_well() -> bytes:
+    pack = msgpack.unpackb(delta_pack())
+    first, second = pack["snapshots"]
+    manifest = {"a": first["manifest"]["a"]}
+    pack["snapshots"].append({"snapshot_id": second["snapshot_id"], "manifest": manifest})
+    return bytes(msgpack.packb(pack))
+
+
 def test_a_snapshot_that_is_told_by_changes(file: Callable[[bytes], Path]) -> None:
     with unpack(file(delta_pack(later=[1]))) as pack:
         (first, second) = pack.snapshots.values()
@@ -236,6 +244,7 @@ HOSTILE = {
     "a base that is a number": delta_pack(base_snapshot_id=1),
     "an unknown base": delta_pack(base_snapshot_id="a" * 64),
     "told twice": delta_pack({}),
+    "told by changes and then whole": _told_whole_as_well(),
     "its own base": _changed(
         lambda p: p["snapshots"][0].update(
             base_snapshot_id=p["snapshots"][0]["snapshot_id"], delta={}
@@ -257,6 +266,7 @@ HOSTILE = {
     "wrong manifest": _changed(lambda p: p["snapshots"][0]["manifest"].update({"x": "a" * 64})),
     "a path with NUL": _two_readings("a\0" + "0" * 64 + "\0b"),
     "an id with NUL": _two_readings("a", object_id="0" * 64 + "\0b\0" + "1" * 64),
+    "an id with NUL as long as a prefixed one": _two_readings("a", object_id="0" * 64 + "\0b.json"),
     "an id that is none": _two_readings("a", object_id="x"),
     "manifest is a list": _changed(lambda p: p["snapshots"][0].update(manifest=[])),
     "manifest of numbers": _changed(lambda p: p["snapshots"][0].update(manifest={"x": 1})),
