@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 PACK_BYTES_MAX = 8 * 1024**3
 ATTEMPTS_MAX = 10
 _EXPIRED = frozenset({403, 404, 410})
-_PARTIAL = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
+# No pack is longer than these digits say, and Python reads no number of thousands of them.
+_PARTIAL = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)\Z", re.ASCII)
 
 
 class Downloaded(Value):

@@ -92,6 +92,12 @@ def rest(data: bytes = PACK, cut_at: int | None = None) -> Turn:
     return turn
 
 
+def from_anywhere(call: Call) -> None:
+    """A store that says it goes on at a place which is none."""
+    call.sink.begin(206, {"content-range": f"bytes {'9' * 5000}-1/2"})
+    call.sink.feed(PACK)
+
+
 def status(code: int) -> Turn:
     return lambda call: call.sink.begin(code, {})
 
@@ -108,8 +114,9 @@ def lost(call: Call) -> None:
         ([whole(cut_at=1000), whole()], 0),
         ([lost, whole(cut_at=0), status(503), whole(cut_at=10), rest()], 1),
         ([whole(cut_at=1000), status(416), whole()], 0),
+        ([whole(cut_at=1000), from_anywhere, whole()], 0),
     ],
-    ids=["at once", "resumed twice", "no Range", "store away", "range refused"],
+    ids=["at once", "resumed twice", "no Range", "store away", "range refused", "no such range"],
 )
 def test_a_pack_arrives_whole(tmp_path: Path, turns: list[Turn], resumed: int) -> None:
     script = Script(turns)
