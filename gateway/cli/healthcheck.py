@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import click
 
@@ -28,7 +28,7 @@ def healthcheck(*, url: str | None, live: bool, timeout: float, as_json: bool) -
     if as_json:
         print_json(answer)
     else:
-        checks = answer.get("checks") or {}
+        checks = answer.get("checks", {})
         print_pairs(
             {"status": answer["status"]} | {name: _in_words(one) for name, one in checks.items()}
         )
@@ -76,6 +76,12 @@ def _told(answer: bytes) -> dict[str, Any]:
     import json
 
     told = json.loads(answer)
-    if not isinstance(told, dict) or "status" not in told:
+    if not _has_status(told) or not isinstance(checks := told.get("checks", {}), dict):
         raise ValueError("no gateway's answer")
+    if not all(map(_has_status, checks.values())):
+        raise ValueError("no gateway's checks")
     return told
+
+
+def _has_status(told: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(told, dict) and "status" in told

@@ -152,7 +152,14 @@ def test_the_example_can_be_read_back(commands: Commands) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [b"SSH-2.0-x\r\n", b"HTTP/1.0 200 OK\r\n\r\n[]"], ids=["ssh", "list"]
+    "said",
+    [
+        b"SSH-2.0-x\r\n",
+        b"HTTP/1.0 200 OK\r\n\r\n[]",
+        b'HTTP/1.0 200 OK\r\n\r\n{"status": "UP", "checks": [{"name": "disk"}]}',
+        b'HTTP/1.0 200 OK\r\n\r\n{"status": "pass", "checks": {"disk": [{"status": "pass"}]}}',
+    ],
+    ids=["ssh", "list", "list of checks", "lists in checks"],
 )
 def test_healthcheck_of_something_else_is_try_later(commands: Commands, said: bytes) -> None:
     """A wrong port is a usual slip."""
