@@ -272,7 +272,7 @@ class LeaseEngine:
     async def _obey_forever(self) -> None:
         while True:
             await self.clock.sleep(_PAUSE_LOOK_SECONDS)
-            if self.owner.state is not Ownership.UNKNOWN:  # The start-up is at it.
+            if self.owner.state is not Ownership.UNKNOWN:  # Somebody is at it.
                 await self._surely("pause_look", self.owner.obey)
 
     def _doubt(self) -> None:

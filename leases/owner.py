@@ -6,7 +6,8 @@ that has lost its newest events, finds a mark that contradicts it: it serves, an
 until a human has looked, and has adopted the store. An operator may pause reaping as well
 (leases/pause.py); both end here, in `may_reap`.
 
-A store that cannot list is not reconciled and not marked.
+A store that cannot list is not reconciled and not marked; a process that misses an event which it
+appended itself pauses there as well.
 """
 
 from __future__ import annotations
@@ -158,12 +159,11 @@ class Owner:
         # before the mark would look like a log that lost its tail.
         mark = await self.mark()
         head = await self._event_log.head()
-        if not isinstance(self._store, ListsBlobs):
-            problem = None
-        elif mark is None:
-            problem = await self._strangers()
+        if mark is not None:
+            problem = await self._problem(mark, head)
         else:
-            problem = await self._problem(mark, head) or await self._lost(mark)
+            problem = await self._strangers()
+        problem = problem or await self._lost(mark)
         if not problem and doubts != self._doubts:
             return  # Of the server that was there before: another check is on its way.
         self._found(problem)
@@ -192,15 +192,15 @@ class Owner:
             return f"the log's event {mark.position} is not the one that was published"
         return None
 
-    async def _lost(self, mark: Mark) -> str | None:
-        """What the mark cannot tell, because it is older than what was lost."""
+    async def _lost(self, mark: Mark | None) -> str | None:
+        """What the mark cannot tell, because it is older than what was lost, or not there."""
         position = await self._event_log.lost()
         if position is None:
             return None
-        if self.state is not Ownership.PAUSED:
+        if self.state is not Ownership.PAUSED and isinstance(self._store, ListsBlobs):
             # For the other replicas, and for this one's next start. The hash is no event's.
             told = Mark(log_id=self._log_id, position=position, hash="")
-            if position > mark.position:
+            if mark is None or position > mark.position:
                 await self._store.put(OWNER_KEY, told.dump())
         return f"the log does not hold its event {position} any more: its newest events are lost"
 
@@ -219,7 +219,8 @@ class Owner:
 
     async def _strangers(self) -> str | None:
         """No mark: the first start, or a lifecycle rule took it. Blobs of others forbid both."""
-        assert isinstance(self._store, ListsBlobs)
+        if not isinstance(self._store, ListsBlobs):
+            return None
         own = f"{PREFIX}{self._log_id}/"
         async for blob in self._store.list(PREFIX):
             if blob.key != OWNER_KEY and not blob.key.startswith(own):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from leases.beginning import ARCHIVE_STREAM
@@ -176,6 +178,26 @@ async def test_a_process_misses_what_it_appended_itself(
         await other.owner.adopt(caller=CALLER)
         for one in (engine, other):
             assert await one.owner.check() is Ownership.CONFIRMED, one.owner.reason
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, ListingStore], ids=["cannot list", "no mark"])
+async def test_a_process_misses_what_it_appended_where_no_mark_is(
+    database: Database, kind: Callable[[], MemoryStore]
+) -> None:
+    """A host's store need not list, and a lifecycle rule may take the mark."""
+    store = kind()
+    async with engine_on(database, store) as engine:
+        lease = await granted(engine)
+        await engine.log.append([note("repo/1")])
+        store.blobs.pop(OWNER_KEY, None)
+        await lose_newest(database, after=2)
+        assert await engine.owner.check() is Ownership.PAUSED
+        assert "does not hold its event 3 any more" in engine.owner.reason
+        await due(database, lease)
+        assert (await engine.reaper.sweep(Trigger.COMMAND)).claimed == 0
+        await engine.owner.adopt(caller=CALLER)
+        assert await engine.owner.check() is Ownership.CONFIRMED
+        assert (await engine.reaper.sweep(Trigger.COMMAND)).reclaimed == 1
 
 
 async def test_what_was_archived_is_not_missed(

@@ -357,8 +357,8 @@ _STORE = (
     _bug(
         "own-events-not-missed",
         OWNER,
-        "problem = await self._problem(mark, head) or await self._lost(mark)",
-        "problem = await self._problem(mark, head)",
+        "        problem = problem or await self._lost(mark)\n",
+        "",
         says="what was lost since the mark was written is not noticed",
     ),
     _bug(
