@@ -39,7 +39,8 @@ SHIFTS = (SHIFT, -SHIFT, timedelta())
 FETCHES = 10 * CALLERS
 # Under load an answer takes long; a URL is to be looked at several times before its end.
 TTL_SECONDS = 6
-OVERDUE_MS_MAX = 3000
+# Far below the shift, and far above what a busy machine adds.
+OVERDUE_MS_MAX = 15_000
 
 
 @pytest.mark.timeout(180)

@@ -32,6 +32,9 @@ from tests.invariants import check_invariants
 from tests.leasing import CALLER, connection_to, note, until
 
 LATER = "2999-01-01T00:00:00Z"
+LOCKS_AWAITED = """
+SELECT count(*) FROM pg_locks WHERE NOT granted
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 SMALL = """
 DROP TABLE events_p000000;
 CREATE OR REPLACE FUNCTION event_partition_size() RETURNS bigint
@@ -143,11 +146,12 @@ async def test_who_reads_the_log_keeps_nobody_from_appending(
         detaching = asyncio.ensure_future(archiver.detach(part, manifest, caller=CALLER))
 
         async def waiting() -> bool:
-            told = await writer.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            told = await writer.fetchval(LOCKS_AWAITED)
             return bool(told) or detaching.done()
 
         await until(waiting)
-        await writer.execute("SET lock_timeout = '1s'; SELECT FROM event_head FOR UPDATE")
+        # Less than the two seconds that other statements wait for a lock.
+        await writer.execute("SET lock_timeout = '1500ms'; SELECT FROM event_head FOR UPDATE")
         with pytest.raises(Unavailable):
             await detaching
     appending.cancel()

@@ -89,6 +89,6 @@ async def test_leaving_in_a_hurry_leaves_no_task_behind(
     await under_way.wait()
     await asyncio.wait([serving], timeout=0.05)
     serving.cancel()
-    await asyncio.wait([serving], timeout=2)
+    await asyncio.wait([serving], timeout=10)
     assert serving.cancelled()
     assert all(task.done() for task in engine._running)

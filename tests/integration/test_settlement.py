@@ -115,7 +115,7 @@ async def test_a_claim_that_is_heard_of_late_makes_the_record_no_earlier(
         found = await loaded(engine, lease)
         assert found.reclaimed_at is not None
         assert wire.heard_at is not None
-        assert found.reclaimed_at > wire.heard_at - timedelta(seconds=0.25)
+        assert found.reclaimed_at > wire.heard_at - timedelta(seconds=0.5)
     await wire.close()
     await check_invariants(database, store)
 
@@ -219,7 +219,7 @@ async def test_after_a_database_outage_claims_are_not_held_to_their_limit(
         refusing.named = None
         (found,) = await until_reclaimed(engine, lease)
         assert found.lateness_ms is not None
-        assert found.lateness_ms < 6000
+        assert found.lateness_ms < 20_000
     await refusing.close()
     await check_invariants(database, store)
 
