@@ -16,6 +16,10 @@ _PLAIN_URL = re.compile(
     r"(/[A-Za-z0-9._~:/@!$&'()*+,;=%\-]*)(?:\?([A-Za-z0-9._~:/?@!$&'()*+,;=%\-]*))?\Z"
 )
 
+# What a header can carry as it stands. A token that was read from a file may end with a line's end,
+# and what stands behind that would be read as a header, or as the next request.
+_TOKEN = re.compile(r"[!-~]*\Z")
+
 
 class PlainUrl(Value):
     """A URL without TLS, user, fragment or anything that must be escaped.
@@ -60,6 +64,8 @@ class Connection:
         if scheme not in ("http", "https") or len(path.strip("/").split("/")) < 2:
             message = "A repository's URL looks like http://host/owner/repo"
             raise ClientError(f"{message}, not like {shown_url(url)}")
+        if token is not None and _TOKEN.match(token) is None:
+            raise ClientError("A token is of ASCII letters, without spaces or line ends.")
         self.url = f"{scheme}://{place}{path.rstrip('/')}"
         self.timeout_seconds = timeout_seconds
         self._host = host
@@ -85,7 +91,10 @@ def _parts(url: str) -> tuple[str, str, str, str]:
         return "http", plain.place, plain.host, plain.path
     from urllib.parse import urlsplit
 
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ClientError("A repository's URL looks like http://host/owner/repo") from None
     return parts.scheme, parts.netloc, parts.hostname or "", parts.path
 
 

@@ -42,7 +42,14 @@ def test_a_repository_is_named_by_any_of_them(url: str) -> None:
     assert Connection(url, token=None, timeout_seconds=1).url == expected
 
 
-@pytest.mark.parametrize("url", ["http://h/a", "ftp://h/a/b", "h/a/b", ""])
+@pytest.mark.parametrize("url", ["http://h/a", "ftp://h/a/b", "http://[h/a/b", "h/a/b", ""])
 def test_what_names_no_repository_is_refused(url: str) -> None:
     with pytest.raises(ClientError, match="looks like"):
         Connection(url, token=None, timeout_seconds=1)
+
+
+@pytest.mark.parametrize("token", ["mpk_1\n", "mpk_1\r\nX-Other: 1", "mpk 1", "mpk_é"])
+def test_a_token_that_is_no_header_is_refused_and_not_told(token: str) -> None:
+    with pytest.raises(ClientError, match="A token is") as refused:
+        Connection("http://h/a/b", token=token, timeout_seconds=1)
+    assert "mpk" not in str(refused.value)
