@@ -90,7 +90,7 @@ class Answer:
                 decoded = json.loads(self._body)
             else:
                 decoded = msgpack.unpackb(bytes(self._body), strict_map_key=False)
-        except (ValueError, msgpack.UnpackException):
+        except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
             text = self._body[:400].decode("utf-8", "replace").strip()
             return {"message": text} if text else {}
         return decoded if isinstance(decoded, dict) else {}
@@ -152,7 +152,7 @@ def pause_seconds(attempt: int, answers: Sequence[Answer] = ()) -> float:
 
     wait: float = _PAUSE_SECONDS * 2**attempt * (0.75 + secrets.randbelow(500) / 1000)
     asked = [answer.headers.get("retry-after", "") for answer in answers]
-    longest = max((float(text) for text in asked if text.isdigit()), default=0.0)
+    longest = max((float(text) for text in asked if text.isdecimal()), default=0.0)
     return min(_PAUSE_SECONDS_MAX, max(wait, longest))
 
 
