@@ -69,8 +69,10 @@ What each failure does
                                     attempt, and keeps nobody else waiting
     a timed-out PUT lands late      reconcile finds a blob of a closed lease and deletes it
     the database lost its tail      the store's mark shows it, or an event that this process has
-                                    appended is gone: compared whenever a connection was lost, and
-                                    nothing is deleted before; reaping pauses until a human looked
+                                    appended is gone: compared whenever the session of its lock was
+                                    lost, and nothing is deleted before; reaping pauses until a
+                                    human looked. A host that dies in silence is noticed by a ping
+                                    (leases/instance.py), within some ten seconds
     the wrong database              the mark belongs to another log; reaping pauses
 
 The deletion request is sent at least once and is idempotent; the recorded cleanup is exactly one.

@@ -84,7 +84,7 @@ class Owner:
         return self.state is Ownership.CONFIRMED
 
     def doubt(self) -> None:
-        """Allow no deletion until the next check: the connection to the database was lost, and
+        """Allow no deletion until the next check: the session at the database was lost, and
         what answers in its place may be a standby that lacks the newest events.
         """
         self._doubts += 1
