@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx2
 
+from gateway.client.errors import ClientError
 from gateway.client.exchange import CALLS_AT_ONCE_MAX, Sink
 from gateway.client.transport import CONNECT_SECONDS, Connection, Request
 
@@ -46,10 +47,17 @@ def options(connection: Connection) -> dict[str, Any]:
 
 
 def arguments(request: Request) -> dict[str, Any]:
-    """One request as the library takes it."""
+    """One request as the library takes it.
+
+    Errors: ClientError for a URL that it cannot read.
+    """
+    try:
+        url = httpx2.URL(request.url)
+    except httpx2.InvalidURL:  # Its words may quote the URL.
+        raise ClientError("This is no URL that one can ask.") from None
     return {
         "method": request.method,
-        "url": request.url,
+        "url": url,
         "headers": request.headers,
         "content": request.body,
     }

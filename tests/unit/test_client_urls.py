@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from gateway.client import AsyncClient, Client
 from gateway.client.errors import ClientError
 from gateway.client.transport import Connection, PlainUrl
 
@@ -46,6 +47,15 @@ def test_a_repository_is_named_by_any_of_them(url: str) -> None:
 def test_what_names_no_repository_is_refused(url: str) -> None:
     with pytest.raises(ClientError, match="looks like"):
         Connection(url, token=None, timeout_seconds=1)
+
+
+@pytest.mark.parametrize("url", ["http://h:x/a/b", "http://h\0/a/b", f"https://{'é' * 70}/a/b"])
+async def test_what_no_library_can_ask_is_refused(url: str) -> None:
+    with Client(url) as client, pytest.raises(ClientError, match="no URL"):
+        client.refs()
+    async with AsyncClient(url) as waiting:
+        with pytest.raises(ClientError, match="no URL"):
+            await waiting.refs()
 
 
 @pytest.mark.parametrize("token", ["mpk_1\n", "mpk_1\r\nX-Other: 1", "mpk 1", "mpk_é"])
