@@ -7,6 +7,9 @@ to stderr. The exit codes stand in `exits.py`.
 from __future__ import annotations
 
 import errno
+import os
+import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -41,6 +44,12 @@ _VERBS = {
 _NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
+def _drop_stdout() -> None:
+    """Let what could not be written go: the interpreter would try, and complain, once more."""
+    with suppress(OSError):  # A stdout that is no file.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class LazyVerbs(click.Group):
     """A group that knows its verbs by name and imports one when it is asked for."""
 
@@ -50,6 +59,7 @@ class LazyVerbs(click.Group):
         except OSError as error:
             if error.errno not in _NOT_WRITTEN:
                 raise
+            _drop_stdout()
             message = f"What this told could not be written: {error.strerror}."
             raise click.ClickException(message) from error
 

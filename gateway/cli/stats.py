@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +69,8 @@ def _told(found: Stats, quotas: list[Usage], *, mark_is_read: bool) -> dict[str,
 
 
 async def _stats(settings: Settings) -> tuple[Stats, list[Usage], bool]:
+    import asyncio
+
     from gateway.cli.opened import opened_database
     from leases.stats import read_stats
     from leases.usage import read_usage
