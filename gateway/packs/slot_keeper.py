@@ -43,7 +43,8 @@ class SlotKeeper:
         if _is_free(slot) and (mpack_id := await self._taken(cache_key, slot)) is not None:
             return mpack_id
         give_up_at = self._clock.monotonic() + self._policy.slot_wait_seconds
-        waited_for: set[str] = set()
+        # Who was seen at work a moment ago may be through before the next look.
+        waited_for = set() if slot is None or slot.published else {slot.mpack_id}
         with self._slots.watch(cache_key) as watch:
             while self._clock.monotonic() < give_up_at:
                 for mpack_id in waited_for & watch.failures.keys():

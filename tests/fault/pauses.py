@@ -47,12 +47,13 @@ _DUE_IN_SECONDS = 3.0
 _REST_SECONDS_MAX = 60.0
 _CLAIMED = """
 SELECT mpack_id, claimed_by, claimed_until FROM mpack_leases WHERE claim_token IS NOT NULL"""
-# Statements that a stopped process had sent are carried out all the same; but whoever answers with
-# more than it has room for waits until it wakes.
+# Statements that a stopped process had sent are carried out all the same; but who has got a part of
+# one, or answers with more than the process has room for, waits until it wakes.
 _AT_WORK = """
 SELECT count(*) AS sessions FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'active'
-  AND backend_type = 'client backend' AND wait_event IS DISTINCT FROM 'ClientWrite'"""
+  AND backend_type = 'client backend'
+  AND coalesce(wait_event, '') NOT IN ('ClientRead', 'ClientWrite')"""
 _RECLAIMED_OF = """
 SELECT count(*) AS leases FROM mpack_leases WHERE state = 'reclaimed' AND mpack_id = ANY ($1)"""
 _RECORDED = """
