@@ -26,6 +26,7 @@ from gateway.client.exchange import (
     ask_all,
     text_of,
 )
+from gateway.portions import portions
 
 OBJECTS_PER_CALL_MAX = 400  # The Muse client's number (WIRE.md).
 OBJECT_BYTES_PER_CALL = 8 * 1024 * 1024  # One larger object goes alone.
@@ -340,18 +341,12 @@ def push_objects(address: Address, chunks: Iterable[list[ObjectEntry]]) -> Conve
 
 def object_chunks(entries: Iterable[ObjectEntry]) -> Iterator[list[ObjectEntry]]:
     """Objects in the given order, at most 400 and about 8 MiB a chunk."""
-    chunk: list[ObjectEntry] = []
-    size = 0
-    for entry in entries:
-        length = len(entry["content"])
-        full = size + length > OBJECT_BYTES_PER_CALL or len(chunk) == OBJECTS_PER_CALL_MAX
-        if chunk and full:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(entry)
-        size += length
-    if chunk:
-        yield chunk
+    return portions(
+        entries,
+        weight=lambda entry: len(entry["content"]),
+        weight_max=OBJECT_BYTES_PER_CALL,
+        count_max=OBJECTS_PER_CALL_MAX,
+    )
 
 
 def _at_once(chunks: Iterator[list[ObjectEntry]]) -> Iterator[list[list[ObjectEntry]]]:

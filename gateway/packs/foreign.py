@@ -19,10 +19,10 @@ import zstandard
 from gateway.errors import IncompleteRepo
 from gateway.packs.places import WHOLE_BLOB, Place, Places, Source
 from gateway.packs.policy import PackPolicy
-from gateway.packs.portions import portions
 from gateway.packs.splice import entry_head
 from gateway.packs.spool import Spool, SpoolBudget
 from gateway.packs.store_calls import store_call, stored_range
+from gateway.portions import portions
 from gateway.together import together
 from gateway.wire.ids import PREFIX
 from leases.errors import Corrupt

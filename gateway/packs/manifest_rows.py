@@ -20,8 +20,8 @@ from gateway.packs.manifest import (
     decode_delta,
     decode_manifest,
 )
-from gateway.packs.portions import portions
 from gateway.packs.transaction import Reader
+from gateway.portions import portions
 from leases.errors import Corrupt
 
 # Manifests of a batch are held together: at about 100 bytes an entry this is some 25 MB.

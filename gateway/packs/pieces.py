@@ -14,8 +14,8 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from gateway.packs.places import Places
-from gateway.packs.portions import portions
 from gateway.packs.splice import ENTRY_ID_BYTES, check_entry, id_head
+from gateway.portions import portions
 from gateway.wire.ids import PREFIX
 from leases.errors import Corrupt
 

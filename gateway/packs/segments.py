@@ -26,12 +26,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.errors import Incomplete
 from gateway.off_loop import off_loop
-from gateway.packs.portions import portions
 from gateway.packs.repos import hold_repo
 from gateway.packs.splice import entry_head
 from gateway.packs.store_calls import store_call
 from gateway.packs.transaction import transaction, tried_again
 from gateway.packs.uploads import Upload, verified_content
+from gateway.portions import portions
 from gateway.storage.availability import ALWAYS_THERE, Admission, Need
 from gateway.wire.ids import bare, object_id_of
 from gateway.wire.messages import PushObject

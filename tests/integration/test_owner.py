@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -143,6 +144,19 @@ async def test_a_log_that_lost_its_tail_and_went_on_pauses(
             assert "not the one that was published" in late.owner.reason
 
 
+@asynccontextmanager
+async def two_engines(
+    database: Database, url: str, store: ListingStore
+) -> AsyncIterator[tuple[LeaseEngine, LeaseEngine]]:
+    """As of two replicas, each with connections of its own; the first one's are the test's."""
+    async with (
+        another_database(url) as elsewhere,
+        engine_on(database, store) as engine,
+        engine_on(elsewhere, store) as other,
+    ):
+        yield engine, other
+
+
 async def lose_newest(database: Database, *, after: int) -> None:
     """As a standby that takes over before it has them."""
     await as_owner(
@@ -158,11 +172,7 @@ async def test_a_process_misses_what_it_appended_itself(
     database: Database, database_url: str, store: ListingStore
 ) -> None:
     """The mark is as old as the last comparison; what was lost is younger."""
-    async with (
-        another_database(database_url) as elsewhere,
-        engine_on(database, store) as engine,
-        engine_on(elsewhere, store) as other,
-    ):
+    async with two_engines(database, database_url, store) as (engine, other):
         await engine.log.append([note("repo/1")])
         await engine.owner.check()
         await engine.log.append([note("repo/2")])
@@ -203,11 +213,7 @@ async def test_a_process_misses_what_it_appended_where_no_mark_is(
 async def test_what_was_archived_is_not_missed(
     database: Database, database_url: str, store: ListingStore
 ) -> None:
-    async with (
-        another_database(database_url) as elsewhere,
-        engine_on(database, store) as engine,
-        engine_on(elsewhere, store) as other,
-    ):
+    async with two_engines(database, database_url, store) as (engine, other):
         await engine.log.append([note("repo/1")])
         told: dict[str, JSON] = {"last_position": 1, "hash": "00" * 32}
         await other.log.append([note(ARCHIVE_STREAM, type="log.archived", data=told)])
@@ -221,11 +227,7 @@ async def test_a_mark_that_moves_on_while_it_is_checked_is_no_lost_tail(
     database: Database, database_url: str, store: ListingStore
 ) -> None:
     """Another replica appended and published between our two looks."""
-    async with (
-        another_database(database_url) as elsewhere,
-        engine_on(elsewhere, store) as other,
-        engine_on(database, store) as engine,
-    ):
+    async with two_engines(database, database_url, store) as (engine, other):
         busy = False
 
         async def meanwhile(key: str) -> None:
